@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: MIT
+"""Distributional (Wasserstein) threats for the Adversarial Robustness Toolbox."""
+
+from art_wdro._attacks import WassersteinFGM, WassersteinPGD
+from art_wdro._losses import DLRLoss, ReDLRLoss
+from art_wdro._metrics import adversarial_accuracy, sensitivity, wasserstein_distance
+from art_wdro._starts import perturb_weights, reinitialise_last_layer
+from art_wdro._trainer import DistributionalTRADESTrainer
+
+__version__ = "0.1.0"
+__all__ = [
+    "DLRLoss",
+    "DistributionalTRADESTrainer",
+    "ReDLRLoss",
+    "WassersteinFGM",
+    "WassersteinPGD",
+    "adversarial_accuracy",
+    "perturb_weights",
+    "reinitialise_last_layer",
+    "sensitivity",
+    "wasserstein_distance",
+]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""The ascent loop of W-PGD and W-FGSM: gradients of all samples, one shared step, one projection.
+
+Steps are the outer loop and batches the inner one, because the budget couples all samples: Upsilon and
+D_p belong to the whole data set, and a batch size is a matter of memory alone.
+
+Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, equations (10) and (11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from art_wdro._geometry import (
+    allowed_radii,
+    displace,
+    dual_exponent,
+    per_sample,
+    power_mean,
+    project_on_balls,
+    sample_direction,
+    sample_lengths,
+    sample_norms,
+)
+from art_wdro._sensitivity import Objective, Value, clear_unusable
+
+Box = tuple[Tensor, Tensor]
+"""Lower and upper bounds of the inputs, broadcastable to one sample."""
+
+
+class Ascent(NamedTuple):
+    """The result of an ascent.
+
+    :param x: The kept iterate, shaped as the inputs; D_p to the inputs is at most `budget`.
+    :param upsilon: Upsilon at the inputs, a scalar tensor.
+    :param budget: The budget eps that was given or computed, a scalar tensor.
+    """
+
+    x: Tensor
+    upsilon: Tensor
+    budget: Tensor
+
+
+def ascend(
+    objective: Objective,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    p: float,
+    r: float,
+    budget: float | Callable[[Tensor], Tensor],
+    relative_step: float,
+    steps: Iterable[int],
+    box: Box | None = None,
+    mask: Tensor | None = None,
+    batch_size: int,
+    keep_best: bool,
+    on_gradient: Callable[[int, int, Tensor, Tensor, Tensor], None] | None = None,
+) -> Ascent:
+    """Ascend the mean loss inside the W_p ball: x <- clip(project(x + alpha T(x))).
+
+    Upsilon, and with it T, is computed anew at every iterate. No value is read back from the device.
+
+    :param objective: The loss to ascend, per sample.
+    :param x: Inputs of the whole data set, (N, ...), inside the box.
+    :param labels: Class indices, (N,).
+    :param p: Order of the Wasserstein distance, in (1, inf].
+    :param r: Exponent of the ground norm.
+    :param budget: eps in input units, or a function that finds it from Upsilon at the inputs.
+    :param relative_step: alpha / eps.
+    :param steps: The numbers of the steps, 0, 1, ..., perhaps behind a progress bar.
+    :param box: Bounds of the inputs, or None.
+    :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
+    :param batch_size: Samples in one forward and backward pass.
+    :param keep_best: Keep the whole iterate with the fewest standing samples (then: the highest mean
+        loss), the first and the last included; False keeps the last and spares its evaluation. Never
+        a pick of iterates per sample, which could overspend.
+    :param on_gradient: Called with step, batch number, inputs, labels and gradients of each batch.
+    :return: The kept iterate, Upsilon at the inputs, and the budget.
+    """
+    rows = [slice(i, i + batch_size) for i in range(0, len(x), batch_size)]
+    current = x.clone()
+    best = _Best(x) if keep_best else None
+    # h(g) is -1, 0 or 1 for l_inf and l_1, and one byte holds that
+    directions = torch.empty_like(x, dtype=x.dtype if r == 2.0 else torch.int8)
+    dual_norms = x.new_empty(len(x), dtype=torch.float64)
+    norms = torch.empty_like(dual_norms)
+    first_upsilon = x.new_zeros((), dtype=torch.float64)
+    eps = torch.zeros_like(first_upsilon) if callable(budget) else torch.full_like(first_upsilon, budget)
+
+    for step in steps:
+        values = []
+        for number, batch in enumerate(rows):
+            value, gradient = objective.gradient(current[batch], labels[batch])
+            if mask is not None:
+                gradient *= mask[batch]
+            if on_gradient is not None:
+                on_gradient(step, number, current[batch], labels[batch], gradient)
+            dual_norms[batch] = clear_unusable(gradient, r)
+            directions[batch] = sample_direction(gradient, r, _movable(current[batch], gradient, box, r))
+            values.append(value)
+        if best is not None:
+            best.offer(current, values)
+        upsilon = power_mean(dual_norms, dual_exponent(p))
+        if step == 0:
+            first_upsilon = upsilon
+            eps = budget(upsilon) if callable(budget) else eps
+        lengths = sample_lengths(dual_norms, upsilon, p) * (relative_step * eps)
+        for batch in rows:
+            delta = current[batch] - x[batch]
+            delta += directions[batch] * per_sample(lengths[batch], delta)
+            norms[batch] = sample_norms(delta, r)
+            current[batch] = delta
+        radii = allowed_radii(norms, eps, p)
+        for batch in rows:
+            moved = displace(x[batch], project_on_balls(current[batch], radii[batch], r))
+            current[batch] = moved if box is None else moved.clamp(*box)
+
+    if best is None:
+        return Ascent(current, first_upsilon, eps)
+    best.offer(current, [objective.value(current[batch], labels[batch]) for batch in rows])
+    return Ascent(best.x, first_upsilon, eps)
+
+
+class _Best:
+    """The best whole iterate so far, chosen without a value leaving the device."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.clone()
+        self._standing = x.new_full((), torch.inf, dtype=torch.float64)
+        self._loss = x.new_full((), -torch.inf, dtype=torch.float64)
+
+    def offer(self, x: Tensor, values: list[Value]) -> None:
+        standing = torch.cat([value.standing for value in values]).double().mean()
+        loss = torch.cat([value.losses for value in values]).double().nan_to_num().mean()
+        better = (standing < self._standing) | ((standing == self._standing) & (loss > self._loss))
+        self._standing = torch.where(better, standing, self._standing)
+        self._loss = torch.where(better, loss, self._loss)
+        torch.where(better, x, self.x, out=self.x)
+
+
+def _movable(x: Tensor, gradient: Tensor, box: Box | None, r: float) -> Tensor | None:
+    """Where a step along the gradient stays inside the box; only l_1's direction needs to know."""
+    if box is None or r != 1.0:
+        return None
+    lower, upper = box
+    return ((gradient > 0) & (x < upper)) | ((gradient < 0) & (x > lower))

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: MIT
+"""W-PGD and W-FGSM as evasion attacks of ART: thin shells over the ascent loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from art.estimators.classification.classifier import ClassifierMixin
+from art.estimators.estimator import BaseEstimator, LossGradientsMixin
+from art.summary_writer import SummaryWriter, SummaryWriterDefault
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from art_wdro import _bridge, _checks
+from art_wdro._ascent import ascend
+from art_wdro._losses import PerSampleLoss, attack_objective
+from art_wdro._sensitivity import Objective
+
+EVALUATION_STEP = 1.875
+"""Total length of the default steps in budgets. Source: Bai et al., 2023, arXiv:2306.09844, section 6."""
+
+
+class _Generate:
+    """Hold `generate` outside of ART's metaclass, which would turn tensors and None into arrays."""
+
+    def generate(self: Any, x: Any, y: Any | None = None, mask: Any | None = None, **kwargs: Any) -> np.ndarray:
+        """Generate adversarial examples for the whole data set, which shares one budget.
+
+        :param x: Inputs, (N, ...), as the classifier takes them, inside its clip_values: an array of any
+            real dtype, or a tensor on any device. Not modified.
+        :param y: Labels as indices (N,) or (N, 1) or one-hot rows (N, K); the targets of a targeted
+            attack. None takes the classifier's predictions as labels.
+        :param mask: Broadcastable to x; coordinates where it is 0 do not move.
+        :return: Adversarial examples, float32, shaped as x, with D_p(x, result) <= eps.
+        :raises ValueError: If an argument does not fit; the message says which and what is allowed.
+        :raises TypeError: If x or y is not numeric, or an unknown keyword is given.
+        """
+        if kwargs:
+            raise TypeError(f"generate got the unknown arguments {sorted(kwargs)}; allowed are x, y and mask")
+        adversarial: np.ndarray = self._generate(x, y, mask)
+        return adversarial
+
+
+class WassersteinAscent(_Generate, EvasionAttack):  # type: ignore[misc]
+    """What W-PGD and W-FGSM share: parameters, checks, and the way in and out of the ascent loop."""
+
+    attack_params = [
+        *EvasionAttack.attack_params,
+        "p",
+        "norm",
+        "eps",
+        "loss",
+        "targeted",
+        "batch_size",
+        "summary_writer",
+        "verbose",
+    ]
+    _estimator_requirements = (BaseEstimator, LossGradientsMixin, ClassifierMixin)
+    # what the single step of W-FGSM needs; W-PGD makes them parameters
+    eps_step: float | None = None
+    max_iter: int = 1
+    _keep_best = False
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        p: float,
+        norm: float | str,
+        eps: float,
+        loss: str | PerSampleLoss,
+        targeted: bool,
+        batch_size: int,
+        summary_writer: bool | str | SummaryWriter,
+        verbose: bool,
+    ) -> None:
+        super().__init__(estimator=estimator, summary_writer=summary_writer)
+        _bridge.require_pytorch(type(self), estimator)
+        _bridge.require_classes(estimator)
+        self.p = p
+        self.norm = norm
+        self.eps = eps
+        self.loss = loss
+        self.targeted = targeted
+        self.batch_size = batch_size
+        self.verbose = verbose
+
+    @property
+    def summary_writer(self) -> SummaryWriter | None:
+        """The TensorBoard writer of ART, if any."""
+        return self._summary_writer
+
+    @summary_writer.setter
+    def summary_writer(self, value: bool | str | SummaryWriter | None) -> None:
+        self._summary_writer_arg = False if value is None else value
+        EvasionAttack._check_params(self)
+        ready = isinstance(value, SummaryWriter) or not value
+        self._summary_writer = (value or None) if ready else SummaryWriterDefault(value)
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Change parameters; if one is refused, all stay as they were.
+
+        :param kwargs: Parameters by name, those in `attack_params`.
+        :raises ValueError: If a name is unknown or a value is not allowed.
+        :raises TypeError: If a value is of the wrong type.
+        """
+        before = dict(self.__dict__)
+        try:
+            super().set_params(**kwargs)
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        self.p = _checks.order(self.p)
+        self.norm = _checks.ground_norm(self.norm)
+        self.eps = _checks.real("eps", self.eps, 0.0)
+        self.targeted = _checks.flag("targeted", self.targeted)
+        self.batch_size = _checks.integer("batch_size", self.batch_size, 1)
+        self.verbose = _checks.flag("verbose", self.verbose)
+        attack_objective(self.loss)
+
+    def _generate(self, x: Any, y: Any | None, mask: Any | None) -> np.ndarray:
+        classifier: PyTorchClassifier = self.estimator
+        inputs = _bridge.as_inputs(classifier, x)
+        movable = None if mask is None else _as_mask(mask, inputs)
+        if y is None and self.targeted:
+            raise ValueError("y is None; a targeted attack needs the target labels")
+        labels = None if y is None else _bridge.as_labels(classifier, y, len(inputs))
+        with _bridge.undisturbed(classifier):
+            inputs = inputs.to(classifier.device)
+            if labels is None:
+                labels = _bridge.predicted_labels(classifier, inputs, self.batch_size)
+            steps = range(self.max_iter if self.eps > 0 else 0)
+            step = EVALUATION_STEP * self.eps / max(self.max_iter, 1) if self.eps_step is None else self.eps_step
+            ascent = ascend(
+                Objective(_bridge.logits_of(classifier), attack_objective(self.loss, self.targeted), self.targeted),
+                inputs,
+                labels.to(classifier.device),
+                p=self.p,
+                r=_checks.ground_norm(self.norm),
+                budget=self.eps,
+                relative_step=step / self.eps if self.eps > 0 else 0.0,
+                steps=tqdm(steps, desc=type(self).__name__, leave=False, disable=not self.verbose),
+                box=_bridge.box(classifier),
+                mask=None if movable is None else movable.to(classifier.device),
+                batch_size=self.batch_size,
+                keep_best=self._keep_best,
+                on_gradient=None if self.summary_writer is None else self._write_summary,
+            )
+            if self.summary_writer is not None:
+                self.summary_writer.reset()
+            adversarial: np.ndarray = ascent.x.cpu().numpy()
+        return adversarial
+
+    def _write_summary(self, step: int, batch: int, x: Tensor, labels: Tensor, gradient: Tensor) -> None:
+        assert self.summary_writer is not None
+        self.summary_writer.update(
+            batch_id=batch,
+            global_step=step,
+            grad=gradient.cpu().numpy(),
+            patch=None,
+            estimator=self.estimator,
+            x=x.cpu().numpy(),
+            y=torch.nn.functional.one_hot(labels, self.estimator.nb_classes).float().cpu().numpy(),
+            targeted=self.targeted,
+        )
+
+
+class WassersteinPGD(WassersteinAscent):
+    """Projected gradient ascent in the Wasserstein ball around a data set (W-PGD).
+
+    The attacker moves every sample, within one budget that all of them share: the threat (W_p, l_r)
+    allows (mean_i ||x'_i - x_i||_r^p)^(1/p) <= eps. p = inf is the usual pointwise threat.
+
+    The result depends on the data set as a whole: attack all of it in one call. `batch_size` is a
+    matter of memory and changes nothing else.
+
+    Not ART's attack `Wasserstein`, which moves pixel mass inside a single image.
+
+    Source: Bai, He, Jiang, Obloj, Wasserstein distributional robustness of neural networks, NeurIPS
+    2023, arXiv:2306.09844.
+    """
+
+    attack_params = [*WassersteinAscent.attack_params, "eps_step", "max_iter"]
+    _keep_best = True
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        p: float = 2,
+        norm: float | str = np.inf,
+        eps: float = 8 / 255,
+        eps_step: float | None = None,
+        max_iter: int = 20,
+        loss: str | PerSampleLoss = "redlr",
+        targeted: bool = False,
+        batch_size: int = 128,
+        summary_writer: bool | str | SummaryWriter = False,
+        verbose: bool = True,
+    ) -> None:
+        """Create the attack.
+
+        :param estimator: A `PyTorchClassifier` whose network puts out logits.
+        :param p: Order of the Wasserstein distance, in (1, inf], inf included.
+        :param norm: Ground norm: 1, 2, np.inf or "inf".
+        :param eps: Budget in input units.
+        :param eps_step: W_p length of a step in input units. None takes 1.875 eps / max_iter, which lets
+            the budget be spent and redistributed. The training paper (arXiv:2502.09352) uses
+            eps / max_iter, a milder attack: there the projection never binds.
+        :param max_iter: Number of steps.
+        :param loss: "redlr", "dlr", "ce", a torch loss module, or a callable of logits (N, K) and class
+            indices (N,) that returns (N,). A targeted attack descends it towards the target ("redlr":
+            flat once the target is reached).
+        :param targeted: Whether the labels given to `generate` are targets.
+        :param batch_size: Samples in one forward and backward pass.
+        :param summary_writer: TensorBoard summaries, as in ART: False, True, a path or a SummaryWriter.
+        :param verbose: Show a progress bar over the steps.
+        :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
+        :raises ValueError: If a value is not allowed.
+        :raises TypeError: If a value is of the wrong type.
+        """
+        super().__init__(estimator, p, norm, eps, loss, targeted, batch_size, summary_writer, verbose)
+        self.eps_step = eps_step
+        self.max_iter = max_iter
+        self._check_params()
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        if self.eps_step is not None:
+            self.eps_step = _checks.real("eps_step", self.eps_step, 0.0, open_low=True)
+        self.max_iter = _checks.integer("max_iter", self.max_iter, 0)
+
+
+class WassersteinFGM(WassersteinAscent):
+    """One ascent step of W_p length eps (W-FGSM), the first-order worst distribution.
+
+    Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, equation (10).
+    """
+
+    eps_step: float | None
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        p: float = 2,
+        norm: float | str = np.inf,
+        eps: float = 8 / 255,
+        loss: str | PerSampleLoss = "redlr",
+        targeted: bool = False,
+        batch_size: int = 128,
+        summary_writer: bool | str | SummaryWriter = False,
+        verbose: bool = True,
+    ) -> None:
+        """Create the attack; the parameters are those of :class:`WassersteinPGD`.
+
+        :param estimator: A `PyTorchClassifier` whose network puts out logits.
+        :param p: Order of the Wasserstein distance, in (1, inf].
+        :param norm: Ground norm: 1, 2, np.inf or "inf".
+        :param eps: Budget in input units, and the length of the step.
+        :param loss: The loss to ascend.
+        :param targeted: Whether the labels given to `generate` are targets.
+        :param batch_size: Samples in one forward and backward pass.
+        :param summary_writer: TensorBoard summaries, as in ART.
+        :param verbose: Show a progress bar.
+        :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
+        :raises ValueError: If a value is not allowed.
+        :raises TypeError: If a value is of the wrong type.
+        """
+        super().__init__(estimator, p, norm, eps, loss, targeted, batch_size, summary_writer, verbose)
+        self._check_params()
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        self.eps_step = self.eps
+
+
+def _as_mask(mask: Any, x: Tensor) -> Tensor:
+    """Read a mask as ART's PGD does: broadcastable to x, boolean or non-negative floats, 0 holds still."""
+    tensor = mask.detach() if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
+    if not (tensor.dtype == torch.bool or tensor.is_floating_point()):
+        raise ValueError(f"mask has the dtype {tensor.dtype}; allowed are bool and floating point")
+    if not (tensor >= 0).all():
+        raise ValueError("mask holds negative or NaN values; allowed are zero and positive ones")
+    try:
+        return (tensor != 0).to(x.device).broadcast_to(x.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"mask has the shape {tuple(tensor.shape)}; needed is one that broadcasts to x, {tuple(x.shape)}"
+        ) from None

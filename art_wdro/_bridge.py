@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: MIT
+"""The one module that reads a `PyTorchClassifier` of ART, its private attributes included.
+
+It hands the rest of the package tensors on the classifier's device and a function from inputs to
+logits, and leaves the classifier as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from art.exceptions import EstimatorError
+from torch import Tensor, nn
+
+from art_wdro._losses import class_indices
+
+
+def require_pytorch(owner: type | Callable[..., object], classifier: object) -> None:
+    """Refuse an estimator that is not ART's `PyTorchClassifier`.
+
+    :raises EstimatorError: ART's own error, with what was given.
+    """
+    if not isinstance(classifier, PyTorchClassifier):
+        raise EstimatorError(owner, [PyTorchClassifier], classifier)
+
+
+def require_classes(classifier: PyTorchClassifier, least: int = 2) -> None:
+    """Refuse a classifier with too few classes for the losses.
+
+    :raises ValueError: If it has fewer than `least` classes.
+    """
+    if classifier.nb_classes < least:
+        raise ValueError(f"classifier has nb_classes={classifier.nb_classes}; the losses need at least {least}")
+
+
+def require_optimiser(classifier: PyTorchClassifier) -> None:
+    """Refuse a classifier that cannot be trained here.
+
+    :raises ValueError: If it has no optimiser, or trains in mixed precision through apex.
+    """
+    if classifier.optimizer is None:
+        raise ValueError("classifier has optimizer=None; needed is a PyTorchClassifier with an optimiser")
+    if classifier.use_amp:
+        raise ValueError("classifier has use_amp=True (apex); allowed is use_amp=False")
+
+
+def optimiser(classifier: PyTorchClassifier) -> torch.optim.Optimizer:
+    """Return the user's optimiser."""
+    own: torch.optim.Optimizer = classifier.optimizer
+    return own
+
+
+def network(classifier: PyTorchClassifier) -> nn.Module:
+    """Return the user's own module."""
+    own: nn.Module = classifier.model
+    return own
+
+
+def logits_of(classifier: PyTorchClassifier, *, training: bool = False) -> Callable[[Tensor], Tensor]:
+    """Return the function from raw inputs (N, ...) to logits (N, K), differentiable in both.
+
+    The classifier's preprocessing is part of it. The module's train or eval mode is the caller's.
+
+    :param training: Apply the preprocessing that ART applies when fitting instead of predicting.
+    :raises ValueError: From the function, if the network does not put out (N, nb_classes).
+    """
+
+    def function(x: Tensor) -> Tensor:
+        outputs = classifier._model(_preprocess(classifier, x, training))
+        # ART's wrapper returns the outputs of all layers of an nn.Sequential; the logits are the last
+        logits: Tensor = outputs[-1]
+        if logits.shape != (len(x), classifier.nb_classes):
+            raise ValueError(
+                f"classifier puts out the shape {tuple(logits.shape)} for {len(x)} samples; needed are "
+                f"logits of shape ({len(x)}, nb_classes={classifier.nb_classes})"
+            )
+        return logits
+
+    return function
+
+
+def _preprocess(classifier: PyTorchClassifier, x: Tensor, training: bool) -> Tensor:
+    if not classifier.preprocessing_operations:
+        return x
+    if not classifier.all_framework_preprocessing:
+        preprocessed: Tensor = _NumPyPreprocessing.apply(x, classifier, training)
+        return preprocessed
+    preprocessed, _ = classifier._apply_preprocessing(x, None, fit=training, no_grad=False)
+    return preprocessed
+
+
+class _NumPyPreprocessing(torch.autograd.Function):
+    """Preprocessors of ART that work on arrays, with the gradient estimate that each of them brings."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, classifier: PyTorchClassifier, training: bool) -> Tensor:
+        ctx.array, ctx.classifier, ctx.training = x.cpu().numpy(), classifier, training
+        array, _ = classifier._apply_preprocessing(ctx.array, None, fit=training)
+        return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(x.device)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        array = gradients[0].cpu().numpy()
+        array = ctx.classifier._apply_preprocessing_gradient(ctx.array, array, fit=ctx.training)
+        return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(gradients[0].device), None, None
+
+
+@contextmanager
+def evaluating(classifier: PyTorchClassifier) -> Iterator[None]:
+    """Put the network in eval mode, and every module back in its own mode afterwards.
+
+    cuDNN cannot differentiate a recurrent layer in eval mode, so it is switched off for those.
+    """
+    modes = [(module, module.training) for module in classifier._model.modules()]
+    cudnn = torch.backends.cudnn.enabled and not classifier.is_rnn
+    try:
+        with torch.inference_mode(False), torch.backends.cudnn.flags(enabled=cudnn):
+            classifier._model.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def undisturbed(classifier: PyTorchClassifier) -> Iterator[None]:
+    """Put the network in eval mode; afterwards restore the modes and all random state."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    cuda = [classifier.device] if classifier.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=cuda), evaluating(classifier):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def box(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
+    """Return the bounds of the inputs on the classifier's device, shaped to broadcast over samples.
+
+    :raises ValueError: If `clip_values` are arrays that fit no sample.
+    """
+    if classifier.clip_values is None:
+        return None
+    lower, upper = (_bound(value, tuple(classifier.input_shape)) for value in classifier.clip_values)
+    return lower.to(classifier.device), upper.to(classifier.device)
+
+
+def _bound(value: np.ndarray, shape: tuple[int | None, ...]) -> Tensor:
+    tensor = torch.as_tensor(np.asarray(value, dtype=np.float32))
+    sizes = [size for size in shape if size is not None]
+    if len(sizes) < len(shape):
+        return tensor
+    if tensor.numel() == math.prod(sizes):
+        return tensor.reshape(sizes)
+    try:
+        torch.broadcast_to(tensor, sizes)
+    except RuntimeError:
+        raise ValueError(
+            f"clip_values have the shape {tuple(tensor.shape)}; needed is one that fits inputs of shape {shape}"
+        ) from None
+    return tensor
+
+
+def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
+    """Check inputs and return them as a float32 tensor where they lie.
+
+    :param x: Array, tensor or nested list, (N, ...), any real dtype.
+    :param name: What the errors call it.
+    :return: The inputs, detached; NumPy data stays on the host.
+    :raises TypeError: If the values are no numbers.
+    :raises ValueError: If x is empty, does not fit the classifier, holds NaN or inf, or leaves clip_values.
+    """
+    if isinstance(x, Tensor):
+        tensor = x.detach()
+    else:
+        array = np.asarray(x)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} has the dtype {array.dtype}; allowed are real numbers")
+        tensor = _from_numpy(array.astype(np.float32, copy=False))
+    if tensor.is_complex():
+        raise TypeError(f"{name} has the dtype {tensor.dtype}; allowed are real numbers")
+    tensor = tensor.float()
+    expected = tuple(classifier.input_shape)
+    fits = tensor.dim() == len(expected) + 1 and all(
+        want is None or want == have for want, have in zip(expected, tensor.shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} has the shape {tuple(tensor.shape)}; the classifier takes (N, {', '.join(map(str, expected))})"
+        )
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; needed is at least one sample")
+    finite = torch.isfinite(tensor)
+    if not finite.all():
+        bad = int((~finite.flatten(1).all(1)).nonzero()[0])
+        raise ValueError(f"{name} holds NaN or inf (first in sample {bad}); allowed are finite numbers")
+    bounds = box(classifier)
+    if bounds is not None:
+        lower, upper = (bound.to(tensor.device) for bound in bounds)
+        outside = (tensor < lower) | (tensor > upper)
+        if outside.any():
+            raise ValueError(
+                f"{name} lies in [{tensor.min():g}, {tensor.max():g}], outside of the classifier's clip_values "
+                f"in [{lower.min():g}, {upper.max():g}] (first in sample {int(outside.flatten(1).any(1).nonzero()[0])})"
+            )
+    return tensor
+
+
+def as_labels(classifier: PyTorchClassifier, y: Any, count: int, name: str = "y") -> Tensor:
+    """Check labels and return them as class indices on the host's or the tensor's device.
+
+    :param y: One-hot or probability rows (N, K), or indices (N,) or (N, 1), any real dtype.
+    :param count: N, the number of inputs.
+    :param name: What the errors call it.
+    :return: Class indices, (N,), int64.
+    :raises TypeError: If the values are no numbers.
+    :raises ValueError: If the shape or the count does not fit, or a label is no class.
+    """
+    if not isinstance(y, Tensor):
+        array = np.asarray(y)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} has the dtype {array.dtype}; allowed are class indices or one-hot rows")
+        y = _from_numpy(array)
+    y = y.detach()
+    classes = classifier.nb_classes
+    if y.dim() not in (1, 2) or (y.dim() == 2 and y.shape[1] not in (1, classes)):
+        raise ValueError(
+            f"{name} has the shape {tuple(y.shape)}; allowed are indices (N,) or (N, 1) and rows (N, {classes})"
+        )
+    if len(y) != count:
+        raise ValueError(f"{name} has {len(y)} labels for {count} samples; needed is one each")
+    if y.is_floating_point() and not torch.isfinite(y).all():
+        raise ValueError(f"{name} holds NaN or inf; allowed are class indices or one-hot rows")
+    indices = class_indices(y, classes)
+    if y.shape[-1] != classes or y.dim() == 1:
+        wrong = (indices < 0) | (indices >= classes) | (y.reshape(-1) != indices)
+        if wrong.any():
+            raise ValueError(f"{name} holds the label {y.reshape(-1)[wrong][0]:g}; allowed are 0 to {classes - 1}")
+    return indices
+
+
+def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Tensor:
+    """Return argmax f(x), (N,), on the classifier's device; call it inside :func:`undisturbed`."""
+    function = logits_of(classifier)
+    batches = [x[start : start + batch_size] for start in range(0, len(x), batch_size)]
+    with torch.no_grad():
+        return torch.cat([function(batch.to(classifier.device)).argmax(1) for batch in batches])
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    """Share an array's memory where torch can: it takes no read-only arrays and no negative strides."""
+    shareable = array.flags.writeable and array.flags.c_contiguous
+    return torch.from_numpy(array if shareable else array.copy())
+
+
+def training_loss(classifier: PyTorchClassifier) -> nn.CrossEntropyLoss:
+    """Return the cross-entropy that a trainer descends.
+
+    The classifier's own one, with its class weights and label smoothing, if it has one; a plain one if
+    its loss is something else, such as a loss set for attacking.
+    """
+    own = classifier.loss
+    if not isinstance(own, nn.CrossEntropyLoss):
+        return nn.CrossEntropyLoss()
+    own = copy.copy(own)
+    own.reduction = "mean"
+    return own
+
+
+def example(classifier: PyTorchClassifier) -> Tensor:
+    """Return one input inside the box, (1, ...), on the classifier's device.
+
+    :raises ValueError: If `input_shape` leaves a dimension open.
+    """
+    shape = tuple(classifier.input_shape)
+    if None in shape:
+        raise ValueError(f"classifier has input_shape={shape}; needed is one without open dimensions")
+    x = torch.zeros(1, *shape, device=classifier.device)
+    bounds = box(classifier)
+    return x if bounds is None else x.clamp(*bounds)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: MIT
+"""Geometry of the threat model (W_p, l_r): norms, distance, steepest direction, projection.
+
+Everything here is a function of tensors alone. A perturbation `delta` has shape (N, ...): one row a
+sample. Per-sample quantities come back as float64 tensors of shape (N,), so that sums over a whole
+data set keep their digits; they stay on the device of their input and nothing here waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+GROUND_NORMS: tuple[float, ...] = (1.0, 2.0, math.inf)
+"""The ground norms l_r for which a direction and a projection exist below."""
+
+
+def dual_exponent(exponent: float) -> float:
+    """Return the exponent s with 1/r + 1/s = 1.
+
+    :param exponent: r in [1, inf].
+    :return: s in [1, inf].
+
+    >>> dual_exponent(2.0), dual_exponent(math.inf), dual_exponent(1.0)
+    (2.0, 1.0, inf)
+    """
+    if exponent == 1.0:
+        return math.inf
+    if math.isinf(exponent):
+        return 1.0
+    return exponent / (exponent - 1.0)
+
+
+def sample_norms(delta: Tensor, r: float) -> Tensor:
+    """Compute ||delta_i||_r of every sample.
+
+    :param delta: Perturbations or gradients, (N, ...).
+    :param r: Exponent of the norm, in [1, inf].
+    :return: Norms, (N,), float64.
+    """
+    flat = delta.flatten(1)
+    if flat.shape[1] == 0:
+        return torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
+    if math.isinf(r):
+        return flat.abs().amax(dim=1).double()
+    norms: Tensor = torch.linalg.vector_norm(flat, ord=r, dim=1, dtype=torch.float64)
+    return norms
+
+
+def power_mean(values: Tensor, exponent: float, weights: Tensor | None = None) -> Tensor:
+    """Compute (mean_i values_i^exponent)^(1/exponent), the maximum for exponent = inf.
+
+    The largest value is factored out first, so that large exponents neither overflow nor underflow.
+
+    :param values: Non-negative values, (N,).
+    :param exponent: In [1, inf].
+    :param weights: Non-negative weights of the mean, (N,); None weighs all alike.
+    :return: A scalar tensor; 0 where all values are 0.
+
+    >>> power_mean(torch.tensor([3.0, 4.0], dtype=torch.float64), 2.0).item() ** 2
+    12.5
+    """
+    largest = values.amax()
+    if math.isinf(exponent):
+        return largest
+    scale = torch.where(largest > 0, largest, 1.0)
+    powers = (values / scale).pow(exponent)
+    mean = powers.mean() if weights is None else (powers * weights).sum() / weights.sum()
+    return largest * mean.pow(1.0 / exponent)
+
+
+def coupling_distance(delta: Tensor, p: float, r: float) -> Tensor:
+    """Compute D_p = (mean_i ||delta_i||_r^p)^(1/p), the W_p length of the identity coupling.
+
+    D_p bounds the Wasserstein distance of the two empirical distributions from above.
+
+    :param delta: Perturbations, (N, ...).
+    :param p: Order of the Wasserstein distance, in [1, inf].
+    :param r: Exponent of the ground norm.
+    :return: A scalar tensor in input units.
+    """
+    return power_mean(sample_norms(delta, r), p)
+
+
+def sample_direction(gradient: Tensor, r: float, movable: Tensor | None = None) -> Tensor:
+    """Compute h(g_i) = argmax of <h, g_i> over ||h||_r <= 1, for every sample.
+
+    <h(g), g> = ||g||_s with s dual to r (the equality case of Hoelder's inequality). A zero gradient
+    has the direction zero.
+
+    :param gradient: Gradients g, (N, ...).
+    :param r: Exponent of the ground norm.
+    :param movable: Where a coordinate can still move inside the box, boolean, same shape. Only l_1
+        reads it: there the whole step goes to one coordinate, which would be lost on a full one.
+    :return: Directions, same shape and dtype as `gradient`.
+    """
+    if math.isinf(r):
+        return gradient.sign()
+    flat = gradient.flatten(1)
+    if r == 2.0:
+        norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        return (flat / torch.where(norms > 0, norms, 1.0)).view_as(gradient)
+    if r == 1.0:
+        size = flat.abs() if movable is None else flat.abs() * movable.flatten(1)
+        steepest = size.argmax(dim=1, keepdim=True)
+        step = flat.gather(1, steepest).sign() * (size.gather(1, steepest) > 0)
+        return torch.zeros_like(flat).scatter_(1, steepest, step).view_as(gradient)
+    raise NotImplementedError(f"no steepest direction for the ground norm l_{r}")
+
+
+def sample_lengths(dual_norms: Tensor, sensitivity: Tensor, p: float) -> Tensor:
+    """Compute (||g_i||_s / Upsilon)^(q-1), how far each sample moves in a step of unit W_p length.
+
+    Samples with zero gradient get 0, for p = inf too.
+
+    :param dual_norms: ||g_i||_s, (N,).
+    :param sensitivity: Upsilon, a scalar tensor.
+    :param p: Order of the Wasserstein distance, in (1, inf]; q is its dual.
+    :return: Lengths in units of the step, (N,).
+
+    Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, section 5.
+    """
+    ratio = dual_norms / torch.where(sensitivity > 0, sensitivity, 1.0)
+    return torch.where(dual_norms > 0, ratio.pow(dual_exponent(p) - 1.0), 0.0)
+
+
+def steepest_direction(gradient: Tensor, p: float, r: float) -> Tensor:
+    """Compute T, the direction of unit D_p along which mean_i <g_i, T_i> is largest.
+
+    T_i = h(g_i) (||g_i||_s / Upsilon)^(q-1), and the largest value is Upsilon.
+
+    :param gradient: Gradients of the whole data set, (N, ...).
+    :param p: Order of the Wasserstein distance, in (1, inf].
+    :param r: Exponent of the ground norm.
+    :return: T, same shape and dtype as `gradient`.
+
+    Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, Theorem 4.1.
+    """
+    dual_norms = sample_norms(gradient, dual_exponent(r))
+    upsilon = power_mean(dual_norms, dual_exponent(p))
+    lengths = per_sample(sample_lengths(dual_norms, upsilon, p), gradient)
+    return sample_direction(gradient, r) * lengths
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Shape (N,) values so that they multiply the rows of `like`, in its dtype."""
+    return values.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+
+
+def allowed_radii(norms: Tensor, eps: Tensor | float, p: float) -> Tensor:
+    """Compute the radius of each sample's ball in the projection on the W_p ball.
+
+    p = inf: min(||delta_i||, eps); otherwise rho ||delta_i|| with rho = min(1, eps / D_p).
+
+    :param norms: ||delta_i||_r of all samples, (N,).
+    :param eps: Budget in input units.
+    :param p: Order of the Wasserstein distance.
+    :return: Radii, (N,).
+    """
+    if math.isinf(p):
+        return norms.clamp(max=eps)
+    distance = power_mean(norms, p)
+    over = distance > eps
+    return norms * torch.where(over, eps / torch.where(over, distance, 1.0), 1.0)
+
+
+def project_on_balls(delta: Tensor, radii: Tensor, r: float) -> Tensor:
+    """Project each delta_i on its own l_r ball: argmin ||z - delta_i||_2 with ||z||_r <= radii_i.
+
+    :param delta: Perturbations, (N, ...).
+    :param radii: Radii in input units, (N,).
+    :param r: Exponent of the ground norm.
+    :return: Projected perturbations, same shape. A point inside its ball stays as it is.
+
+    Source for l_1: Duchi et al., Efficient projections onto the l_1-ball, ICML 2008, figure 1.
+    """
+    if math.isinf(r):
+        bound = per_sample(radii, delta)
+        return delta.clamp(min=-bound, max=bound)
+    flat = delta.flatten(1)
+    norms = sample_norms(flat, r)
+    inside = norms <= radii
+    if r == 2.0:
+        scale = torch.where(inside, 1.0, radii / torch.where(inside, 1.0, norms))
+        return (flat * per_sample(scale, flat)).view_as(delta)
+    if r == 1.0:
+        size = flat.abs().double()
+        descending = size.sort(dim=1, descending=True).values
+        excess = descending.cumsum(1) - radii[:, None]
+        count = torch.arange(1, size.shape[1] + 1, device=size.device)
+        active = (descending * count > excess).sum(1, keepdim=True).clamp(min=1)
+        threshold = excess.gather(1, active - 1) / active
+        shrunk = (flat.sign() * (size - threshold).clamp(min=0.0)).to(flat.dtype)
+        return torch.where(inside[:, None], flat, shrunk).view_as(delta)
+    raise NotImplementedError(f"no projection on a ball of the ground norm l_{r}")
+
+
+def project(delta: Tensor, eps: Tensor | float, p: float, r: float) -> Tensor:
+    """Shrink a perturbation into the W_p ball: D_p of the result is at most eps.
+
+    :param delta: Perturbations of the whole data set, (N, ...).
+    :param eps: Budget in input units.
+    :param p: Order of the Wasserstein distance, in [1, inf].
+    :param r: Exponent of the ground norm.
+    :return: The perturbation itself where it is feasible, otherwise its rows projected on balls of
+        radius rho ||delta_i||_r (p = inf: of radius eps).
+    """
+    return project_on_balls(delta, allowed_radii(sample_norms(delta, r), eps, p), r)
+
+
+def displace(x: Tensor, delta: Tensor) -> Tensor:
+    """Compute x + delta rounded towards x, so that no coordinate moves further than delta says.
+
+    Rounding to nearest would let |x + delta - x| exceed |delta| by half a unit in the last place of
+    x, which is more than a budget's share when the budget is small.
+
+    :param x: Inputs, (N, ...).
+    :param delta: Perturbations, same shape.
+    :return: Displaced inputs, same shape.
+    """
+    moved = x + delta
+    overshot = (moved - x).abs() > delta.abs()
+    return torch.where(overshot, torch.nextafter(moved, x), moved)

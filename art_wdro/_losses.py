@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: MIT
+"""Losses that an attack ascends: per-sample functions, and torch modules over them.
+
+`cross_entropy`, `dlr` and `redlr` take logits (N, K) and class indices (N,) and return (N,).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+DENOMINATOR_FLOOR = 1e-6
+"""Floor of z_(1) - z_(3): a near-tie must not blow one sample's gradient up into the whole budget."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the cross-entropy of every sample."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the difference of logits ratio -(z_y - max_{j != y} z_j) / (z_(1) - z_(3)).
+
+    Two classes have no third logit; there the ratio's denominator is 1 and the loss is the margin.
+
+    Source: Croce, Hein, 2020, arXiv:2003.01690, equation (6).
+    """
+    true = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    return (others - true) / _spread(logits)
+
+
+def redlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the rectified DLR: min(DLR, 0), zero (and flat) once a sample is misclassified.
+
+    A tie counts as misclassified. An attacker with a shared budget saves it on such samples.
+
+    Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, section 5.
+    """
+    loss = dlr(logits, labels)
+    return torch.where(loss < 0, loss, 0.0)
+
+
+def _redlr_towards_target(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute -max(DLR, 0): rises until the target class wins, flat from there on.
+
+    Minimising ReDLR itself towards a target would be flat wherever the target does not win yet, which
+    is everywhere the attack has work to do; the rectification belongs on the other side.
+    """
+    loss = dlr(logits, labels)
+    return torch.where(loss > 0, -loss, 0.0)
+
+
+def _spread(logits: Tensor) -> Tensor | float:
+    if logits.shape[1] < 3:
+        return 1.0
+    top = logits.topk(3, dim=1).values
+    return (top[:, 0] - top[:, 2]).clamp(min=DENOMINATOR_FLOOR)
+
+
+def class_indices(labels: Tensor, nb_classes: int) -> Tensor:
+    """Read labels as class indices.
+
+    :param labels: Indices (N,) or (N, 1), or one-hot rows (N, K), of any integer or float dtype.
+    :param nb_classes: K.
+    :return: Indices, (N,), int64.
+    :raises ValueError: If the shape is none of these.
+    """
+    if labels.dim() == 2 and labels.shape[1] == nb_classes and nb_classes > 1:
+        return labels.argmax(dim=1)
+    if labels.dim() == 1 or (labels.dim() == 2 and labels.shape[1] == 1):
+        return labels.reshape(-1).long()
+    raise ValueError(
+        f"labels have the shape {tuple(labels.shape)}; allowed are indices (N,) or (N, 1) "
+        f"and one-hot rows (N, {nb_classes})"
+    )
+
+
+class _LogitRatioLoss(nn.Module):
+    """Share the label forms and the mutable `reduction` of ART's losses."""
+
+    _per_sample: PerSampleLoss
+
+    def __init__(self, reduction: str = "mean") -> None:
+        """Create the loss.
+
+        :param reduction: "none", "mean" or "sum". ART changes the attribute later, and so may you.
+        :raises ValueError: If it is none of these.
+        """
+        super().__init__()
+        _check_reduction(reduction)
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss.
+
+        :param logits: Logits, (N, K) with K >= 2. Half precision is widened to float32 first.
+        :param labels: Class indices (N,) or (N, 1), or one-hot rows (N, K), any real dtype.
+        :return: (N,) for the reduction "none", otherwise a scalar.
+        :raises ValueError: If a shape or the reduction does not fit.
+        """
+        _check_reduction(self.reduction)
+        if logits.dim() != 2 or logits.shape[1] < 2:
+            raise ValueError(f"logits have the shape {tuple(logits.shape)}; needed is (N, K), K >= 2")
+        if len(labels) != len(logits):
+            raise ValueError(f"labels has {len(labels)} rows and logits {len(logits)}; give one each")
+        losses = type(self)._per_sample(as_float(logits), class_indices(labels, logits.shape[1]))
+        if self.reduction == "none":
+            return losses
+        return losses.mean() if self.reduction == "mean" else losses.sum()
+
+
+class DLRLoss(_LogitRatioLoss):
+    """Difference of logits ratio, scale- and shift-free: -(z_y - max_{j != y} z_j) / (z_(1) - z_(3)).
+
+    Use it as `loss=` of an attack of this package, as a plain torch loss, or as the loss of a
+    `PyTorchClassifier` that an attack of ART then ascends. For training a network it is not meant.
+    With two classes the denominator is 1.
+
+    Source: Croce, Hein, 2020, arXiv:2003.01690, equation (6).
+
+    >>> logits = torch.tensor([[4.0, 1.0, 0.0], [4.0, 1.0, 0.0]])
+    >>> DLRLoss(reduction="none")(logits, torch.tensor([0, 1])).tolist()
+    [-0.75, 0.75]
+    """
+
+    _per_sample = staticmethod(dlr)
+
+
+class ReDLRLoss(_LogitRatioLoss):
+    """Rectified difference of logits ratio: DLR while a sample is classified correctly, 0 afterwards.
+
+    Usable in the same three ways as :class:`DLRLoss`. Its zero gradient on misclassified samples
+    leaves the budget of a distributional attack to the others.
+
+    Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, section 5.
+
+    >>> logits = torch.tensor([[4.0, 1.0, 0.0], [4.0, 1.0, 0.0]])
+    >>> ReDLRLoss(reduction="none")(logits, torch.tensor([0, 1])).tolist()
+    [-0.75, 0.0]
+    """
+
+    _per_sample = staticmethod(redlr)
+
+
+class _Objective(NamedTuple):
+    """What an attack ascends away from the true labels, and towards target labels."""
+
+    untargeted: PerSampleLoss
+    targeted: PerSampleLoss
+
+
+def _negated(loss: PerSampleLoss) -> PerSampleLoss:
+    return lambda logits, labels: -loss(logits, labels)
+
+
+LOSSES: dict[str, _Objective] = {
+    "ce": _Objective(cross_entropy, _negated(cross_entropy)),
+    "dlr": _Objective(dlr, _negated(dlr)),
+    "redlr": _Objective(redlr, _redlr_towards_target),
+}
+"""The losses an attack knows by name."""
+
+
+def attack_objective(loss: str | PerSampleLoss, targeted: bool = False) -> PerSampleLoss:
+    """Turn the `loss` argument of an attack into the per-sample function it ascends.
+
+    :param loss: A name in `LOSSES`, a torch loss module (its reduction is overruled on a copy), or a
+        callable of logits (N, K) and class indices (N,) that returns (N,).
+    :param targeted: Whether the labels are targets to move towards.
+    :return: A function of logits and class indices.
+    :raises ValueError: If the name is unknown.
+    :raises TypeError: If `loss` is neither a name nor callable.
+    """
+    if isinstance(loss, ReDLRLoss):
+        loss = "redlr"
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(f"loss is {loss!r}; allowed are {', '.join(map(repr, LOSSES))} or a callable")
+        return LOSSES[loss].targeted if targeted else LOSSES[loss].untargeted
+    if not callable(loss):
+        raise TypeError(f"loss is {loss!r}; allowed are {', '.join(map(repr, LOSSES))} or a callable")
+    if hasattr(loss, "reduction"):
+        loss = copy.copy(loss)
+        loss.reduction = "none"
+    checked = _checked(loss)
+    return _negated(checked) if targeted else checked
+
+
+def _checked(loss: PerSampleLoss) -> PerSampleLoss:
+    def per_sample(logits: Tensor, labels: Tensor) -> Tensor:
+        losses = loss(logits, labels)
+        if losses.shape != labels.shape:
+            raise ValueError(
+                f"loss returned the shape {tuple(losses.shape)} for {len(labels)} samples; an attack "
+                f"needs one value a sample, ({len(labels)},)"
+            )
+        return losses
+
+    return per_sample
+
+
+def as_float(logits: Tensor) -> Tensor:
+    """Widen half-precision logits to float32, where differences of close logits keep their digits."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}; allowed are 'none', 'mean' and 'sum'")

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""Figures of a classifier or an attack under (W_p, l_r): distance, sensitivity, adversarial accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+
+from art_wdro import _bridge, _checks
+from art_wdro._attacks import WassersteinPGD
+from art_wdro._geometry import coupling_distance
+from art_wdro._losses import PerSampleLoss, attack_objective
+from art_wdro._sensitivity import Objective, upsilon
+
+
+def wasserstein_distance(x: Any, x_adv: Any, p: float = 2, norm: float | str = np.inf) -> float:
+    """Compute D_p = (mean_i ||x_adv_i - x_i||_r^p)^(1/p), in float64.
+
+    D_p keeps every sample paired with its own copy, so it is an upper bound on the W_p distance of the
+    two data sets. (SciPy's function of the same name is the true distance of one-dimensional samples.)
+
+    :param x: Inputs, (N, ...).
+    :param x_adv: The same samples, moved; same shape.
+    :param p: Order, in [1, inf].
+    :param norm: Ground norm: 1, 2, np.inf or "inf".
+    :return: D_p in input units.
+    :raises ValueError: If the shapes differ or are empty, values are not finite, or p or norm is not allowed.
+
+    >>> wasserstein_distance([[0.0, 0.0], [0.0, 0.0]], [[3.0, 1.0], [0.0, 4.0]]) ** 2
+    12.5
+    """
+    p, r = _checks.order(p, one=True), _checks.ground_norm(norm)
+    first, second = (torch.as_tensor(a).detach().cpu().double() for a in (x, x_adv))
+    if first.shape != second.shape:
+        raise ValueError(f"x_adv has the shape {tuple(second.shape)} and x {tuple(first.shape)}; needed are equal ones")
+    if first.numel() == 0 or first.dim() < 2:
+        raise ValueError(f"x has the shape {tuple(first.shape)}; needed is (N, ...) with at least one sample")
+    for name, values in (("x", first), ("x_adv", second)):
+        if not torch.isfinite(values).all():
+            raise ValueError(f"{name} holds NaN or inf; allowed are finite numbers")
+    return coupling_distance(second - first, p, r).item()
+
+
+def sensitivity(
+    classifier: PyTorchClassifier,
+    x: Any,
+    y: Any | None = None,
+    p: float = 2,
+    norm: float | str = np.inf,
+    loss: str | PerSampleLoss = "redlr",
+    batch_size: int = 128,
+) -> float:
+    """Compute Upsilon = (mean_i ||grad J(x_i)||_s^q)^(1/q), the slope of the worst expected loss at eps = 0.
+
+    :param classifier: A `PyTorchClassifier` whose network puts out logits.
+    :param x: Inputs, (N, ...).
+    :param y: Labels as indices or one-hot rows; None takes the classifier's predictions.
+    :param p: Order of the Wasserstein distance, in [1, inf], with dual q.
+    :param norm: Ground norm l_r: 1, 2, np.inf or "inf", with dual l_s.
+    :param loss: As for :class:`WassersteinPGD`.
+    :param batch_size: Samples in one forward and backward pass.
+    :return: Upsilon, in loss per input unit.
+    :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
+    :raises ValueError: If a value is not allowed.
+
+    Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, Theorem 4.1.
+    """
+    _bridge.require_pytorch(sensitivity, classifier)
+    _bridge.require_classes(classifier)
+    p, r = _checks.order(p, one=True), _checks.ground_norm(norm)
+    batch_size = _checks.integer("batch_size", batch_size, 1)
+    objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))
+    inputs = _bridge.as_inputs(classifier, x)
+    labels = None if y is None else _bridge.as_labels(classifier, y, len(inputs))
+    with _bridge.undisturbed(classifier):
+        if labels is None:
+            labels = _bridge.predicted_labels(classifier, inputs, batch_size)
+        device = classifier.device
+        rows = [slice(start, start + batch_size) for start in range(0, len(inputs), batch_size)]
+        batches = ((inputs[batch].to(device), labels[batch].to(device)) for batch in rows)
+        return upsilon(objective, batches, p, r).item()
+
+
+def adversarial_accuracy(
+    classifier: PyTorchClassifier,
+    x: Any,
+    y: Any,
+    attack: EvasionAttack | None = None,
+    *,
+    p: float = 2,
+    norm: float | str = np.inf,
+    eps: float = 8 / 255,
+    max_iter: int = 20,
+    batch_size: int = 128,
+    verbose: bool = False,
+) -> float:
+    """Measure the accuracy on what an attack makes of the whole data set.
+
+    :param classifier: The classifier to evaluate.
+    :param x: Inputs, (N, ...).
+    :param y: True labels as indices or one-hot rows.
+    :param attack: Any untargeted evasion attack of ART; None attacks with :class:`WassersteinPGD` and
+        the parameters below, which are read only then.
+    :param p: Order of the Wasserstein distance.
+    :param norm: Ground norm.
+    :param eps: Budget in input units; 0 gives the clean accuracy.
+    :param max_iter: Steps of the attack.
+    :param batch_size: Samples in one pass.
+    :param verbose: Show the attack's progress bar.
+    :return: Accuracy in [0, 1].
+    :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
+    :raises ValueError: If an argument does not fit, or the attack is targeted.
+    :raises TypeError: If `attack` is no evasion attack.
+    """
+    _bridge.require_pytorch(adversarial_accuracy, classifier)
+    inputs = _bridge.as_inputs(classifier, x)
+    labels = _bridge.as_labels(classifier, y, len(inputs))
+    if attack is None:
+        attack = WassersteinPGD(
+            classifier, p=p, norm=norm, eps=eps, max_iter=max_iter, batch_size=batch_size, verbose=verbose
+        )
+    if not isinstance(attack, EvasionAttack):
+        raise TypeError(f"attack is {attack!r}; allowed is an EvasionAttack of ART")
+    if attack.targeted:
+        raise ValueError(f"attack is {attack!r}; allowed is an untargeted one, since y are the true labels")
+    with _bridge.undisturbed(classifier):
+        adversarial = attack.generate(inputs.cpu().numpy(), labels.cpu().numpy())
+        predictions = classifier.predict(adversarial, batch_size=batch_size).argmax(axis=1)
+    return float(np.mean(predictions == labels.cpu().numpy()))

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+"""Per-sample gradients of an attack's loss, and Upsilon, the sensitivity of the expected loss.
+
+Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, Theorem 4.1: V(eps) = V(0) + eps Upsilon + o(eps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from art_wdro._geometry import dual_exponent, power_mean, sample_norms
+from art_wdro._losses import PerSampleLoss, as_float
+
+
+class Value(NamedTuple):
+    """An attack's loss at some inputs, and where the attack has not succeeded yet; (N,) each."""
+
+    losses: Tensor
+    standing: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an attack ascends: a per-sample loss of a classifier's logits.
+
+    :param logits_of: Maps inputs (N, ...) to logits (N, K), sample by sample.
+    :param loss: Maps logits and class indices to per-sample losses, (N,).
+    :param targeted: Whether the labels are targets: then a sample stands until it reaches its target,
+        otherwise until it leaves its label.
+    """
+
+    logits_of: Callable[[Tensor], Tensor]
+    loss: PerSampleLoss
+    targeted: bool = False
+
+    def value(self, x: Tensor, labels: Tensor) -> Value:
+        """Evaluate without a gradient."""
+        with torch.no_grad():
+            return self._value(x, labels)
+
+    def gradient(self, x: Tensor, labels: Tensor) -> tuple[Value, Tensor]:
+        """Evaluate with the gradient of each sample's own loss, never of a mean over the batch.
+
+        Differentiates with respect to the inputs alone, so parameters gain no `.grad`.
+
+        :param x: Inputs, (N, ...).
+        :param labels: Class indices, (N,).
+        :return: The value, and the gradients, shaped as `x`.
+        :raises ValueError: If the logits do not depend on the inputs differentiably.
+        """
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self._value(x, labels)
+            if not value.losses.requires_grad:
+                raise ValueError("the classifier's logits do not depend differentiably on x")
+            (gradient,) = torch.autograd.grad(value.losses.sum(), x)
+        return Value(value.losses.detach(), value.standing), gradient
+
+    def _value(self, x: Tensor, labels: Tensor) -> Value:
+        logits = as_float(self.logits_of(x))
+        hit = logits.detach().argmax(dim=1) == labels
+        return Value(self.loss(logits, labels), ~hit if self.targeted else hit)
+
+
+def clear_unusable(gradient: Tensor, r: float) -> Tensor:
+    """Compute the dual norms ||g_i||_s and zero, in place, the gradients that have no finite one.
+
+    A sample whose gradient is NaN or infinite is left alone by the attack; through Upsilon it would
+    otherwise reach every other sample.
+
+    :param gradient: Gradients, (N, ...); changed in place.
+    :param r: Exponent of the ground norm, s its dual.
+    :return: Dual norms, (N,), float64.
+    """
+    norms = sample_norms(gradient, dual_exponent(r))
+    unusable = ~torch.isfinite(norms)
+    gradient.masked_fill_(unusable.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
+    return norms.masked_fill(unusable, 0.0)
+
+
+def upsilon(objective: Objective, batches: Iterable[tuple[Tensor, Tensor]], p: float, r: float) -> Tensor:
+    """Compute Upsilon = (mean_i ||g_i||_s^q)^(1/q) over all batches.
+
+    :param objective: The attack's objective.
+    :param batches: Pairs of inputs (n, ...) and class indices (n,).
+    :param p: Order of the Wasserstein distance, q its dual; p = 1 gives the largest norm.
+    :param r: Exponent of the ground norm, s its dual.
+    :return: A scalar tensor, in loss per input unit.
+    """
+    norms = [clear_unusable(objective.gradient(x, labels)[1], r) for x, labels in batches]
+    return power_mean(torch.cat(norms), dual_exponent(p))

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""Distributional TRADES: what Algorithm 1 does with a minibatch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+
+from art_wdro import _bridge, _checks
+from art_wdro._ascent import Ascent, ascend
+from art_wdro._fine_tuner import Batch, FineTuner
+from art_wdro._geometry import power_mean
+from art_wdro._losses import PerSampleLoss, attack_objective
+from art_wdro._sensitivity import Objective, upsilon
+from art_wdro._training import CONSISTENCIES, RunningUpsilon, batch_budget, set_training_mode
+
+ATTACK_LABELS = ("true", "predicted")
+UPSILON_ESTIMATES = ("resample", "streaming")
+
+
+class DistributionalTRADESTrainer(FineTuner):
+    """Fine-tune a network against distributional threats (W_p, l_r): TRADES with a shared budget.
+
+    Each minibatch gets its share eps_B = eps (Upsilon_B / Upsilon)^(q/p) of the data set's budget, is
+    attacked with W-PGD in eval mode, and the network takes one step, in train mode, on
+
+        CE(f(x), y) + beta C(f(x), f(x')) + gamma C(f(x), f(x'_inf)).
+
+    A drop-in for ART's `AdversarialTrainerTRADESPyTorch(classifier, attack, beta)`: an `attack` given to it
+    replaces the built-in one. With validation data, the epoch with the highest accuracy under (W_p, l_r)
+    is kept.
+
+    Attributes: `history`, one dict an epoch (see `fit`); `best_epoch`, the epoch whose weights the classifier
+    holds; `final_state`, the state dict after the last epoch, on the host.
+
+    Source: Bai, He, Jiang, Obloj, Wasserstein distributional adversarial training for deep neural
+    networks, 2025, arXiv:2502.09352, Algorithm 1. Where the paper leaves a point open, docs/method.md
+    says what was decided.
+    """
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        attack: EvasionAttack | None = None,
+        beta: float = 6.0,
+        eps: float = 8 / 255,
+        p: float = 2,
+        norm: float | str = np.inf,
+        max_iter: int = 20,
+        eta: float = 1.0,
+        upsilon: str = "streaming",
+        sample_fraction: float = 0.1,
+        consistency: str = "kl",
+        attack_label: str = "true",
+        gamma: float = 0.0,
+        seed: int | None = None,
+        eps_step: float | None = None,
+        loss: str | PerSampleLoss = "redlr",
+        window: int = 16,
+        verbose: bool = True,
+    ) -> None:
+        """Create the trainer.
+
+        :param classifier: A `PyTorchClassifier` with an optimiser, which the trainer uses.
+        :param attack: An evasion attack of ART to use in place of the built-in one; eps, p and norm then
+            describe the validation alone.
+        :param beta: Weight of the consistency term.
+        :param eps: Budget of the data set, in input units.
+        :param p: Order of the Wasserstein distance, in (1, inf].
+        :param norm: Ground norm: 1, 2, np.inf or "inf".
+        :param max_iter: Steps of the attack, in training and in validation.
+        :param eta: Update rate of Upsilon, in (0, 1].
+        :param upsilon: "streaming" estimates Upsilon from the attack's own gradients on recent batches, at
+            no cost; "resample" from a fresh sample of the training set before each minibatch, as
+            printed.
+        :param sample_fraction: Size of that sample, in (0, 1].
+        :param consistency: C: "kl", the divergence of TRADES, or "ce", the cross-entropy as printed.
+        :param attack_label: Label in the attack's loss: "true" or "predicted".
+        :param gamma: Weight of the pointwise term of equation (5.6); 0 leaves it out.
+        :param seed: Seed of the shuffling and resampling; None draws one from NumPy's global state.
+        :param eps_step: Length of the attack's steps, relative to eps as a batch's are to its budget. None
+            takes eps / max_iter.
+        :param loss: Loss of the attack, as for :class:`WassersteinPGD`.
+        :param window: Number of recent batches in the streaming estimate.
+        :param verbose: Show a progress bar.
+        :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
+        :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
+        :raises TypeError: If a value is of the wrong type.
+        """
+        super().__init__(classifier, attack, beta, eps, p, norm, max_iter, seed, verbose)
+        self._gamma = _checks.real("gamma", gamma, 0.0)
+        self._eta = _checks.real("eta", eta, 0.0, 1.0, open_low=True)
+        self._upsilon = _checks.choice("upsilon", upsilon, UPSILON_ESTIMATES)
+        self._sample_fraction = _checks.real("sample_fraction", sample_fraction, 0.0, 1.0, open_low=True)
+        self._consistency = CONSISTENCIES[_checks.choice("consistency", consistency, tuple(CONSISTENCIES))]
+        self._attack_label = _checks.choice("attack_label", attack_label, ATTACK_LABELS)
+        self._window = _checks.integer("window", window, 1)
+        step = None if eps_step is None else _checks.real("eps_step", eps_step, 0.0, open_low=True)
+        self._relative_step = 1 / self._max_iter if step is None or self._eps == 0 else step / self._eps
+        self._objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))
+        self._pointwise = Objective(_bridge.logits_of(classifier), attack_objective("ce"))
+
+    def _begin(self, sample: Callable[[float], Iterator[Batch]] | None) -> None:
+        self._running = RunningUpsilon(self._eta, self._p, self._window)
+        self._budgets: list[tuple[Tensor, int]] = []
+        self._sample = sample
+        if self._attack is None and self._upsilon == "resample" and sample is None:
+            raise ValueError(
+                "upsilon is 'resample', which draws from the whole training set, and the generator shows one batch "
+                "at a time; allowed are a NumpyDataGenerator, or upsilon='streaming'"
+            )
+
+    def _step(self, x: Tensor, y: Tensor, where: str) -> dict[str, Tensor]:
+        with _bridge.evaluating(self._classifier):
+            adversarial = self._perturb(x, y)
+            pointwise = self._ascend(self._pointwise, x, y, math.inf, self._eps).x if self._gamma > 0 else None
+        return self._update(x, y, adversarial, pointwise, where)
+
+    def _finish_epoch(self) -> dict[str, Any]:
+        ratio = None
+        if self._budgets and self._eps > 0:
+            values, counts = zip(*self._budgets, strict=True)
+            ratio = power_mean(torch.stack(values), self._p, values[0].new_tensor(counts)).item() / self._eps
+        self._budgets = []
+        upsilon = self._running.value
+        return {"upsilon": None if upsilon is None else upsilon.item(), "budget_ratio": ratio}
+
+    def _perturb(self, x: Tensor, y: Tensor) -> Tensor:
+        """Solve the inner problem: attack a minibatch with its share of the budget."""
+        if self._attack is not None:
+            labels = None if self._attack_label == "predicted" else y.cpu().numpy()
+            array = self._attack.generate(x.cpu().numpy(), y=labels)
+            return torch.as_tensor(array, dtype=x.dtype, device=x.device)
+        if self._upsilon == "resample":
+            self._running.update(upsilon(self._objective, self._labelled_sample(), self._p, self._norm))
+        ascent = self._ascend(self._objective, x, self._labels(x, y), self._p, lambda own: self._budget(own, len(x)))
+        self._budgets.append((ascent.budget, len(x)))
+        return ascent.x
+
+    def _budget(self, own: Tensor, count: int) -> Tensor:
+        whole = self._running.stream(own, count) if self._upsilon == "streaming" else self._running.value
+        assert whole is not None
+        return batch_budget(self._eps, own, whole, self._p)
+
+    def _labelled_sample(self) -> Iterator[Batch]:
+        assert self._sample is not None
+        for x, y in self._sample(self._sample_fraction):
+            x, y = x.to(self._classifier.device), y.to(self._classifier.device)
+            yield x, self._labels(x, y)
+
+    def _labels(self, x: Tensor, y: Tensor) -> Tensor:
+        return _bridge.predicted_labels(self._classifier, x, len(x)) if self._attack_label == "predicted" else y
+
+    def _ascend(
+        self, objective: Objective, x: Tensor, labels: Tensor, p: float, budget: float | Callable[[Tensor], Tensor]
+    ) -> Ascent:
+        return ascend(
+            objective,
+            x,
+            labels,
+            p=p,
+            r=self._norm,
+            budget=budget,
+            relative_step=self._relative_step,
+            steps=range(self._max_iter),
+            box=_bridge.box(self._classifier),
+            batch_size=len(x),
+            keep_best=False,
+        )
+
+    def _update(
+        self, x: Tensor, y: Tensor, adversarial: Tensor, pointwise: Tensor | None, where: str
+    ) -> dict[str, Tensor]:
+        """Take one step of the outer problem: return the batch's mean figures."""
+        model, optimiser = _bridge.network(self._classifier), _bridge.optimiser(self._classifier)
+        logits_of = _bridge.logits_of(self._classifier, training=True)
+        set_training_mode(model)
+        try:
+            with torch.enable_grad():
+                clean, attacked = logits_of(x), logits_of(adversarial)
+                clean_loss = _bridge.training_loss(self._classifier)(clean, y)
+                consistency_loss = self._consistency(clean, attacked)
+                loss = clean_loss + self._beta * consistency_loss
+                figures = {"clean_loss": clean_loss, "consistency_loss": consistency_loss}
+                if pointwise is not None:
+                    figures["pointwise_loss"] = self._consistency(clean, logits_of(pointwise))
+                    loss = loss + self._gamma * figures["pointwise_loss"]
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(
+                        f"the loss is {loss.item()} in {where}, and the weights are still those before it; a smaller "
+                        "learning rate may help"
+                    )
+                optimiser.zero_grad()
+                loss.backward()
+            optimiser.step()
+        finally:
+            model.eval()
+        figures["train_clean_accuracy"] = (clean.argmax(1) == y).double().mean()
+        figures["train_adversarial_accuracy"] = (attacked.argmax(1) == y).double().mean()
+        return {"loss": loss.detach(), **{name: figure.detach() for name, figure in figures.items()}}
