@@ -109,7 +109,8 @@ class _NumPyPreprocessing(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         array = gradients[0].cpu().numpy()
-        array = ctx.classifier._apply_preprocessing_gradient(ctx.array, array, fit=ctx.training)
+        with torch.enable_grad():  # some of ART's estimates differentiate, and backward passes switch that off
+            array = ctx.classifier._apply_preprocessing_gradient(ctx.array, array, fit=ctx.training)
         return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(gradients[0].device), None, None
 
 
@@ -170,6 +171,7 @@ def _bound(value: np.ndarray, shape: tuple[int | None, ...]) -> Tensor:
     return tensor
 
 
+@torch.inference_mode(False)
 def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
     """Check inputs and return them as a float32 tensor where they lie.
 
@@ -180,7 +182,7 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
     :raises ValueError: If x is empty, does not fit the classifier, holds NaN or inf, or leaves clip_values.
     """
     if isinstance(x, Tensor):
-        tensor = x.detach()
+        tensor = _detach(x)
     else:
         array = np.asarray(x)
         if array.dtype.kind not in "fiub":
@@ -215,6 +217,7 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
     return tensor
 
 
+@torch.inference_mode(False)
 def as_labels(classifier: PyTorchClassifier, y: Any, count: int, name: str = "y") -> Tensor:
     """Check labels and return them as class indices on the host's or the tensor's device.
 
@@ -230,7 +233,7 @@ def as_labels(classifier: PyTorchClassifier, y: Any, count: int, name: str = "y"
         if array.dtype.kind not in "fiub":
             raise TypeError(f"{name} has the dtype {array.dtype}; allowed are class indices or one-hot rows")
         y = _from_numpy(array)
-    y = y.detach()
+    y = _detach(y)
     classes = classifier.nb_classes
     if y.dim() not in (1, 2) or (y.dim() == 2 and y.shape[1] not in (1, classes)):
         raise ValueError(
@@ -254,6 +257,11 @@ def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) 
     batches = [x[start : start + batch_size] for start in range(0, len(x), batch_size)]
     with torch.no_grad():
         return torch.cat([function(batch.to(classifier.device)).argmax(1) for batch in batches])
+
+
+def _detach(tensor: Tensor) -> Tensor:
+    """Cut a tensor off its graph; autograd takes one made in inference mode only as a copy."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:

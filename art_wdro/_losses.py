@@ -48,14 +48,29 @@ def redlr(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(loss < 0, loss, 0.0)
 
 
-def _redlr_towards_target(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute -max(DLR, 0): rises until the target class wins, flat from there on.
+def dlr_towards_target(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute (z_t - max_{j != t} z_j) / (z_(1) - (z_(3) + z_(4)) / 2), which rises towards the target t.
+
+    DLR itself would stand still at 1 while the target is third. Under four classes the denominator is 1.
+
+    Source: Croce, Hein, 2020, arXiv:2003.01690, equation (7), with the best other class in place of the true one.
+    """
+    target = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    if logits.shape[1] < 4:
+        return target - others
+    top = logits.topk(4, dim=1).values
+    return (target - others) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=DENOMINATOR_FLOOR)
+
+
+def redlr_towards_target(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the minimum of 0 and :func:`dlr_towards_target`: flat once the target class wins.
 
     Minimising ReDLR itself towards a target would be flat wherever the target does not win yet, which
     is everywhere the attack has work to do; the rectification belongs on the other side.
     """
-    loss = dlr(logits, labels)
-    return torch.where(loss > 0, -loss, 0.0)
+    gain = dlr_towards_target(logits, labels)
+    return torch.where(gain < 0, gain, 0.0)
 
 
 def _spread(logits: Tensor) -> Tensor | float:
@@ -163,8 +178,8 @@ def _negated(loss: PerSampleLoss) -> PerSampleLoss:
 
 LOSSES: dict[str, _Objective] = {
     "ce": _Objective(cross_entropy, _negated(cross_entropy)),
-    "dlr": _Objective(dlr, _negated(dlr)),
-    "redlr": _Objective(redlr, _redlr_towards_target),
+    "dlr": _Objective(dlr, dlr_towards_target),
+    "redlr": _Objective(redlr, redlr_towards_target),
 }
 """The losses an attack knows by name."""
 
@@ -179,8 +194,8 @@ def attack_objective(loss: str | PerSampleLoss, targeted: bool = False) -> PerSa
     :raises ValueError: If the name is unknown.
     :raises TypeError: If `loss` is neither a name nor callable.
     """
-    if isinstance(loss, ReDLRLoss):
-        loss = "redlr"
+    if isinstance(loss, _LogitRatioLoss):
+        loss = "redlr" if isinstance(loss, ReDLRLoss) else "dlr"
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ValueError(f"loss is {loss!r}; allowed are {', '.join(map(repr, LOSSES))} or a callable")

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""Networks and data that the tests share: linear models with known answers, and trained digits."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from hypothesis import settings
+from sklearn.datasets import load_digits
+from torch import nn
+
+# the networks are so small that a second thread only waits
+torch.set_num_threads(1)
+# the first example pays for imports and thread pools, which says nothing about the code
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
+
+ORDERS = (1.5, 2.0, 3.0, math.inf)
+NORMS = (1.0, 2.0, math.inf)
+BUDGETS = {1.0: 0.3, 2.0: 0.1, math.inf: 0.03}
+
+
+class Problem(NamedTuple):
+    classifier: PyTorchClassifier
+    x: np.ndarray
+    y: np.ndarray
+
+
+def make_classifier(model: nn.Module, shape: tuple[int, ...], classes: int, **kwargs) -> PyTorchClassifier:
+    settings = {"clip_values": (0.0, 1.0), "device_type": "cpu", "loss": nn.CrossEntropyLoss()} | kwargs
+    return PyTorchClassifier(model, input_shape=shape, nb_classes=classes, **settings)
+
+
+def linear_problem(classes: int = 5, samples: int = 60, features: int = 30, seed: int = 0, **kwargs) -> Problem:
+    """A linear model and samples that it classifies correctly, all but one in ten."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(features, classes))
+    x = rng.uniform(0.2, 0.8, (samples, features)).astype(np.float32)
+    y = model(torch.from_numpy(x)).argmax(1).numpy()
+    y[::10] = (y[::10] + 1) % classes
+    return Problem(make_classifier(model, (features,), classes, **kwargs), x, y)
+
+
+@pytest.fixture
+def linear() -> Problem:
+    return linear_problem()
+
+
+class DigitsNetwork(nn.Module):
+    """A small convolutional network with batch norm and dropout, so that modes matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Linear(512, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.dropout(self.features(x)))
+
+
+def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    x = (data.images[order, None] / 16).astype(np.float32)
+    y = data.target[order]
+    return (x[:1297], y[:1297]), (x[1297:], y[1297:])
+
+
+@pytest.fixture(scope="session")
+def _trained_state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = DigitsNetwork()
+    classifier = make_classifier(
+        model, (1, 8, 8), 10, optimizer=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    )
+    np.random.seed(0)
+    classifier.fit(*digits()[0], batch_size=64, nb_epochs=8)
+    return model.state_dict()
+
+
+@pytest.fixture
+def digits_classifier(_trained_state) -> PyTorchClassifier:
+    """A fresh copy of a network trained on clean digits."""
+    model = DigitsNetwork()
+    model.load_state_dict(copy.deepcopy(_trained_state))
+    torch.manual_seed(0)
+    return make_classifier(model, (1, 8, 8), 10, optimizer=torch.optim.SGD(model.parameters(), lr=0.05))
