@@ -77,9 +77,8 @@ class WassersteinAscent(_Generate, EvasionAttack):  # type: ignore[misc]
         summary_writer: bool | str | SummaryWriter,
         verbose: bool,
     ) -> None:
-        super().__init__(estimator=estimator, summary_writer=summary_writer)
+        super().__init__(estimator=estimator, summary_writer=_checked_writer(summary_writer))
         _bridge.require_pytorch(type(self), estimator)
-        _bridge.require_classes(estimator)
         self.p = p
         self.norm = norm
         self.eps = eps
@@ -95,10 +94,9 @@ class WassersteinAscent(_Generate, EvasionAttack):  # type: ignore[misc]
 
     @summary_writer.setter
     def summary_writer(self, value: bool | str | SummaryWriter | None) -> None:
-        self._summary_writer_arg = False if value is None else value
-        EvasionAttack._check_params(self)
-        ready = isinstance(value, SummaryWriter) or not value
-        self._summary_writer = (value or None) if ready else SummaryWriterDefault(value)
+        self._summary_writer_arg = _checked_writer(False if value is None else value)
+        given = isinstance(value, SummaryWriter) or not value
+        self._summary_writer = (value or None) if given else SummaryWriterDefault(value)
 
     def set_params(self, **kwargs: Any) -> None:
         """Change parameters; if one is refused, all stay as they were.
@@ -278,6 +276,12 @@ class WassersteinFGM(WassersteinAscent):
     def _check_params(self) -> None:
         super()._check_params()
         self.eps_step = self.eps
+
+
+def _checked_writer(value: Any) -> bool | str | SummaryWriter:
+    if not isinstance(value, (bool, str, SummaryWriter)):
+        raise ValueError(f"summary_writer is {value!r}; allowed are False, True, a path or a SummaryWriter of ART")
+    return value
 
 
 def _as_mask(mask: Any, x: Tensor) -> Tensor:

@@ -32,15 +32,6 @@ def require_pytorch(owner: type | Callable[..., object], classifier: object) -> 
         raise EstimatorError(owner, [PyTorchClassifier], classifier)
 
 
-def require_classes(classifier: PyTorchClassifier, least: int = 2) -> None:
-    """Refuse a classifier with too few classes for the losses.
-
-    :raises ValueError: If it has fewer than `least` classes.
-    """
-    if classifier.nb_classes < least:
-        raise ValueError(f"classifier has nb_classes={classifier.nb_classes}; the losses need at least {least}")
-
-
 def require_optimiser(classifier: PyTorchClassifier) -> None:
     """Refuse a classifier that cannot be trained here.
 

@@ -46,7 +46,6 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         verbose: bool,
     ) -> None:
         _bridge.require_pytorch(type(self), classifier)
-        _bridge.require_classes(classifier)
         _bridge.require_optimiser(classifier)
         if attack is not None and not isinstance(attack, EvasionAttack):
             raise TypeError(f"attack is {attack!r}; allowed is an EvasionAttack of ART or None")
@@ -71,7 +70,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
 
     @abc.abstractmethod
     def _finish_epoch(self) -> dict[str, Any]:
-        """Return the figures of an epoch that are no means over its samples."""
+        """Return the figures of an epoch that are no means over its samples, and None for means it may lack."""
 
     def fit(
         self,
@@ -216,8 +215,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         # every total becomes a number here, once an epoch, so that no batch waits for the device
         return {
             "epoch": number,
-            **{name: total.item() / count for name, total in totals.items()},
             **self._finish_epoch(),
+            **{name: total.item() / count for name, total in totals.items()},
             "learning_rate": float(rate),
             "seconds": time.perf_counter() - started,
         }

@@ -70,7 +70,6 @@ def sensitivity(
     Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, Theorem 4.1.
     """
     _bridge.require_pytorch(sensitivity, classifier)
-    _bridge.require_classes(classifier)
     p, r = _checks.order(p, one=True), _checks.ground_norm(norm)
     batch_size = _checks.integer("batch_size", batch_size, 1)
     objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))

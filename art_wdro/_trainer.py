@@ -129,8 +129,8 @@ class DistributionalTRADESTrainer(FineTuner):
             values, counts = zip(*self._budgets, strict=True)
             ratio = power_mean(torch.stack(values), self._p, values[0].new_tensor(counts)).item() / self._eps
         self._budgets = []
-        upsilon = self._running.value
-        return {"upsilon": None if upsilon is None else upsilon.item(), "budget_ratio": ratio}
+        upsilon = None if self._running.value is None else self._running.value.item()
+        return {"upsilon": upsilon, "budget_ratio": ratio, "pointwise_loss": None}
 
     def _perturb(self, x: Tensor, y: Tensor) -> Tensor:
         """Solve the inner problem: attack a minibatch with its share of the budget."""

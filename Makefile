@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+# Every target makes the virtual environment it needs; Python and make are all that must be there.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench art-suite clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.demo
+	$(BIN)/python benchmarks/upsilon_estimates.py $(ARGS)
+
+art-suite: $(VENV)/.test
+	$(BIN)/python tests/art_suite/run.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# One stamp an extra, so that a change of setup.cfg installs again.
+$(VENV)/.%: setup.cfg pyproject.toml | $(VENV)/bin/pip
+	$(BIN)/pip install --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
