@@ -185,11 +185,15 @@ def save_figure(
     for key, label in (("clean_accuracy", "clean"), ("winf_accuracy", "$W_\\infty$"), ("wp_accuracy", "$W_2$")):
         curves.plot([r["epoch"] + 1 for r in history], [100 * r[key] for r in history], marker="o", label=label)
     curves.set(xlabel="epoch", ylabel="accuracy in %", title="validation images along the fine-tuning")
-    curves.legend()
+    curves.set_ylim(bottom=max(0, 100 * min(r["wp_accuracy"] for r in history) - 15), top=102)
+    curves.legend(loc="lower center", ncols=3)
     budget.hist(length, bins=40)
-    budget.axvline(args.eps, color="black", linestyle="--", label="eps, what a pointwise attack gives each")
-    budget.set(xlabel="largest pixel change", ylabel="test images", title="how the attacker shares the budget")
-    budget.legend()
+    budget.axvline(args.eps, color="black", linestyle="--")
+    budget.set(
+        xlabel="largest pixel change (dashed: eps, a pointwise attack's)",
+        ylabel="test images",
+        title="how the attacker shares the budget",
+    )
     lower.suptitle("from most to least budget: image, attacked image, change")
     rows = lower.subplots(3, len(shown))
     for column, i in zip(rows.T, shown, strict=True):

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""The examples run as a user runs them; data sets are written in the layout that torchvision reads."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import runpy
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+QUICK = ["--pretrain-epochs", "1", "--epochs", "2", "--train-samples", "128", "--test-samples", "50"]
+
+
+@pytest.fixture
+def demo(monkeypatch, tmp_path):
+    """The demo's main function, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return runpy.run_path(str(EXAMPLES / "demo.py"))["main"]
+
+
+def images(count: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes whose brightness tells their class."""
+    rng = np.random.default_rng(0)
+    y = np.arange(count) % 10
+    return rng.integers(0, 30, (count, *shape), np.uint8) + (20 * y.astype(np.uint8)).reshape(-1, *[1] * len(shape)), y
+
+
+def check(output: str, figure: Path) -> None:
+    assert re.search(r"^before +\d+\.\d", output, re.M)
+    assert re.search(r"^after, distributional +\d+\.\d", output, re.M)
+    assert "Gain under W_2 (seed 0)" in output
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_demo_on_digits(demo, capsys, tmp_path):
+    demo(QUICK)
+    check(capsys.readouterr().out, tmp_path / "runs/demo.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("colour", [False, True])
+def test_demo_on_an_npz_file(demo, capsys, tmp_path, colour):
+    x, y = images(300, 12, 12, 3) if colour else images(300, 12, 12)
+    np.savez(tmp_path / "own.npz", x=x, y=y)
+    demo([*QUICK, "--npz", "own.npz", "--figure", "figures/own.png"])
+    check(capsys.readouterr().out, tmp_path / "figures/own.png")
+
+
+@pytest.mark.slow
+def test_demo_on_fashion_mnist(demo, capsys, tmp_path):
+    raw = tmp_path / "sets/FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 300), ("t10k", 60)):
+        x, y = images(count, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, *x.shape) + x.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, count) + y.astype(np.uint8).tobytes())
+    demo([*QUICK, "--data", "fashion-mnist", "--data-dir", "sets"])
+    check(capsys.readouterr().out, tmp_path / "runs/demo.png")
+
+
+@pytest.mark.slow
+def test_demo_on_cifar10(demo, capsys, tmp_path, monkeypatch):
+    folder = tmp_path / "sets/cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name, count in [(f"data_batch_{i}", 40) for i in range(1, 6)] + [("test_batch", 40)]:
+        x, y = images(count, 3, 32, 32)
+        (folder / name).write_bytes(pickle.dumps({"data": x.reshape(count, -1), "labels": y.tolist()}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    # the files are not the published ones, so their checksums differ
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    demo([*QUICK, "--data", "cifar10", "--data-dir", "sets"])
+    check(capsys.readouterr().out, tmp_path / "runs/demo.png")
+
+
+def test_demo_refuses_a_file_that_is_not_there(demo, capsys):
+    with pytest.raises(SystemExit):
+        demo(["--npz", "nowhere.npz"])
+    assert "--npz is nowhere.npz, and there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [[], ["--original"]])
+def test_drop_in(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["drop_in.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "drop_in.py"))
+    clean = re.search(r"accuracy clean: (0\.\d+)", capsys.readouterr().out)
+    assert float(clean[1]) > 0.7
+
+
+def test_drop_in_differs_in_two_lines():
+    lines = (EXAMPLES / "drop_in.py").read_text().splitlines()
+    assert [line.split("# changed: ")[1] for line in lines if "# changed: " in line] == [
+        "the import",
+        "the constructor",
+    ]
+    indented = [line.strip() for line in lines if line.startswith("    from ") or line.startswith("    trainer = ")]
+    assert [line.split("(")[0] for line in indented] == [
+        "from art.defences.trainer import AdversarialTrainerTRADESPyTorch",
+        "from art_wdro import DistributionalTRADESTrainer  # changed: the import",
+        "trainer = AdversarialTrainerTRADESPyTorch",
+        "trainer = DistributionalTRADESTrainer",
+    ]
