@@ -219,6 +219,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")  # SequentialLR of torch 2.4 warns of itself
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("validate", [False, True])
 def test_any_scheduler_of_torch(digits_classifier, name, validate):
