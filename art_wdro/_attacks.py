@@ -35,7 +35,7 @@ class _Generate:
         :param y: Labels as indices (N,) or (N, 1) or one-hot rows (N, K); the targets of a targeted
             attack. None takes the classifier's predictions as labels.
         :param mask: Broadcastable to x; coordinates where it is 0 do not move.
-        :return: Adversarial examples, float32, shaped as x, with D_p(x, result) <= eps.
+        :return: Adversarial examples, float32, shaped as x, with D_p(x, result) <= eps (1 + 1e-6).
         :raises ValueError: If an argument does not fit; the message says which and what is allowed.
         :raises TypeError: If x or y is not numeric, or an unknown keyword is given.
         """

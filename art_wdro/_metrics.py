@@ -30,8 +30,8 @@ def wasserstein_distance(x: Any, x_adv: Any, p: float = 2, norm: float | str = n
     :return: D_p in input units.
     :raises ValueError: If the shapes differ or are empty, values are not finite, or p or norm is not allowed.
 
-    >>> wasserstein_distance([[0.0, 0.0], [0.0, 0.0]], [[3.0, 1.0], [0.0, 4.0]]) ** 2
-    12.5
+    >>> round(wasserstein_distance([[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.5], [0.0, 7.0]]), 6)
+    5.0
     """
     p, r = _checks.order(p, one=True), _checks.ground_norm(norm)
     first, second = (torch.as_tensor(a).detach().cpu().double() for a in (x, x_adv))
