@@ -137,9 +137,11 @@ class _Best:
     def offer(self, x: Tensor, values: list[Value]) -> None:
         standing = torch.cat([value.standing for value in values]).double().mean()
         loss = torch.cat([value.losses for value in values]).double().nan_to_num().mean()
-        better = (standing < self._standing) | ((standing == self._standing) & (loss > self._loss))
-        self._standing = torch.where(better, standing, self._standing)
-        self._loss = torch.where(better, loss, self._loss)
+        # equal losses to float noise are equal, and the later iterate is kept: else the noise would choose
+        as_high = loss >= self._loss - 1e-6 * loss.abs()
+        better = (standing < self._standing) | ((standing == self._standing) & as_high)
+        self._loss = torch.where(standing < self._standing, loss, torch.maximum(loss, self._loss))
+        self._standing = torch.minimum(standing, self._standing)
         torch.where(better, x, self.x, out=self.x)
 
 
@@ -148,4 +150,6 @@ def _movable(x: Tensor, gradient: Tensor, box: Box | None, r: float) -> Tensor |
     if box is None or r != 1.0:
         return None
     lower, upper = box
-    return ((gradient > 0) & (x < upper)) | ((gradient < 0) & (x > lower))
+    # a coordinate within float noise of its bound is full, or the noise would decide where the step goes
+    slack = ((upper - lower) * 1e-6).nan_to_num(posinf=0.0)
+    return ((gradient > 0) & (x < upper - slack)) | ((gradient < 0) & (x > lower + slack))

@@ -63,7 +63,6 @@ class WassersteinAscent(_Generate, EvasionAttack):  # type: ignore[misc]
     # what the single step of W-FGSM needs; W-PGD makes them parameters
     eps_step: float | None = None
     max_iter: int = 1
-    _keep_best = False
 
     def __init__(
         self,
@@ -94,7 +93,7 @@ class WassersteinAscent(_Generate, EvasionAttack):  # type: ignore[misc]
 
     @summary_writer.setter
     def summary_writer(self, value: bool | str | SummaryWriter | None) -> None:
-        self._summary_writer_arg = _checked_writer(False if value is None else value)
+        self._summary_writer_arg = _checked_writer(value)
         given = isinstance(value, SummaryWriter) or not value
         self._summary_writer = (value or None) if given else SummaryWriterDefault(value)
 
@@ -148,13 +147,16 @@ class WassersteinAscent(_Generate, EvasionAttack):  # type: ignore[misc]
                 box=_bridge.box(classifier),
                 mask=None if movable is None else movable.to(classifier.device),
                 batch_size=self.batch_size,
-                keep_best=self._keep_best,
+                keep_best=self._keeps_best(),
                 on_gradient=None if self.summary_writer is None else self._write_summary,
             )
             if self.summary_writer is not None:
                 self.summary_writer.reset()
             adversarial: np.ndarray = ascent.x.cpu().numpy()
         return adversarial
+
+    def _keeps_best(self) -> bool:
+        return False
 
     def _write_summary(self, step: int, batch: int, x: Tensor, labels: Tensor, gradient: Tensor) -> None:
         assert self.summary_writer is not None
@@ -179,6 +181,9 @@ class WassersteinPGD(WassersteinAscent):
     The result depends on the data set as a whole: attack all of it in one call. `batch_size` is a
     matter of memory and changes nothing else.
 
+    Returns the whole iterate with the lowest accuracy; with p = inf and the cross-entropy the last one, which
+    makes it ART's `ProjectedGradientDescent`.
+
     Not ART's attack `Wasserstein`, which moves pixel mass inside a single image.
 
     Source: Bai, He, Jiang, Obloj, Wasserstein distributional robustness of neural networks, NeurIPS
@@ -186,7 +191,6 @@ class WassersteinPGD(WassersteinAscent):
     """
 
     attack_params = [*WassersteinAscent.attack_params, "eps_step", "max_iter"]
-    _keep_best = True
 
     def __init__(
         self,
@@ -234,6 +238,10 @@ class WassersteinPGD(WassersteinAscent):
             self.eps_step = _checks.real("eps_step", self.eps_step, 0.0, open_low=True)
         self.max_iter = _checks.integer("max_iter", self.max_iter, 0)
 
+    def _keeps_best(self) -> bool:
+        # p = inf with the cross-entropy is the pointwise PGD of everybody else, which returns its last iterate
+        return not (np.isinf(self.p) and (self.loss == "ce" or isinstance(self.loss, torch.nn.CrossEntropyLoss)))
+
 
 class WassersteinFGM(WassersteinAscent):
     """One ascent step of W_p length eps (W-FGSM), the first-order worst distribution.
@@ -279,6 +287,8 @@ class WassersteinFGM(WassersteinAscent):
 
 
 def _checked_writer(value: Any) -> bool | str | SummaryWriter:
+    if value is None:
+        return False
     if not isinstance(value, (bool, str, SummaryWriter)):
         raise ValueError(f"summary_writer is {value!r}; allowed are False, True, a path or a SummaryWriter of ART")
     return value

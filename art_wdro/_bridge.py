@@ -106,25 +106,36 @@ class _NumPyPreprocessing(torch.autograd.Function):
 
 
 @contextmanager
-def evaluating(classifier: PyTorchClassifier) -> Iterator[None]:
-    """Put the network in eval mode, and every module back in its own mode afterwards.
-
-    cuDNN cannot differentiate a recurrent layer in eval mode, so it is switched off for those.
-    """
+def restored(classifier: PyTorchClassifier) -> Iterator[None]:
+    """Put every module back in its own mode and every parameter's `.grad` back in place afterwards."""
     modes = [(module, module.training) for module in classifier._model.modules()]
-    cudnn = torch.backends.cudnn.enabled and not classifier.is_rnn
+    gradients = [(parameter, parameter.grad) for parameter in classifier._model.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
     try:
-        with torch.inference_mode(False), torch.backends.cudnn.flags(enabled=cudnn):
-            classifier._model.eval()
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+@contextmanager
+def evaluating(classifier: PyTorchClassifier) -> Iterator[None]:
+    """Put the network in eval mode; afterwards restore modes and parameter gradients.
+
+    cuDNN cannot differentiate a recurrent layer in eval mode, so it is switched off for those.
+    """
+    cudnn = torch.backends.cudnn.enabled and not classifier.is_rnn
+    with restored(classifier), torch.inference_mode(False), torch.backends.cudnn.flags(enabled=cudnn):
+        classifier._model.eval()
+        yield
 
 
 @contextmanager
 def undisturbed(classifier: PyTorchClassifier) -> Iterator[None]:
-    """Put the network in eval mode; afterwards restore the modes and all random state."""
+    """Put the network in eval mode; afterwards restore modes, parameter gradients and all random state."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     cuda = [classifier.device] if classifier.device.type == "cuda" else []
     try:
@@ -162,6 +173,21 @@ def _bound(value: np.ndarray, shape: tuple[int | None, ...]) -> Tensor:
     return tensor
 
 
+def as_numbers(x: Any, name: str, dtype: type[np.floating[Any]]) -> Tensor:
+    """Return an array, tensor or nested list as a detached tensor of `dtype`, where it lies.
+
+    :raises TypeError: If the values are no real numbers.
+    """
+    if isinstance(x, Tensor):
+        if x.is_complex():
+            raise TypeError(f"{name} has the dtype {x.dtype}; allowed are real numbers")
+        return _detach(x).to(torch.float64 if dtype is np.float64 else torch.float32)
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} has the dtype {array.dtype}; allowed are real numbers")
+    return _from_numpy(array.astype(dtype, copy=False))
+
+
 @torch.inference_mode(False)
 def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
     """Check inputs and return them as a float32 tensor where they lie.
@@ -172,16 +198,7 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
     :raises TypeError: If the values are no numbers.
     :raises ValueError: If x is empty, does not fit the classifier, holds NaN or inf, or leaves clip_values.
     """
-    if isinstance(x, Tensor):
-        tensor = _detach(x)
-    else:
-        array = np.asarray(x)
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} has the dtype {array.dtype}; allowed are real numbers")
-        tensor = _from_numpy(array.astype(np.float32, copy=False))
-    if tensor.is_complex():
-        raise TypeError(f"{name} has the dtype {tensor.dtype}; allowed are real numbers")
-    tensor = tensor.float()
+    tensor = as_numbers(x, name, np.float32)
     expected = tuple(classifier.input_shape)
     fits = tensor.dim() == len(expected) + 1 and all(
         want is None or want == have for want, have in zip(expected, tensor.shape[1:], strict=True)
@@ -223,7 +240,7 @@ def as_labels(classifier: PyTorchClassifier, y: Any, count: int, name: str = "y"
         array = np.asarray(y)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"{name} has the dtype {array.dtype}; allowed are class indices or one-hot rows")
-        y = _from_numpy(array)
+        y = _from_numpy(array.astype(np.int64) if array.dtype.kind in "ub" else array)
     y = _detach(y)
     classes = classifier.nb_classes
     if y.dim() not in (1, 2) or (y.dim() == 2 and y.shape[1] not in (1, classes)):

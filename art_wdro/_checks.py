@@ -101,6 +101,8 @@ def ground_norm(value: object) -> float:
     """
     if isinstance(value, str) and value == "inf":
         value = math.inf
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
     allowed = ", ".join(f"{r:g}" for r in GROUND_NORMS)
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, np.number)):
         raise _refuse(TypeError, "norm", value, f"one of {allowed}")
@@ -113,8 +115,11 @@ def seed(value: object) -> int:
     """Read a seed; None draws one from NumPy's global state, which is what ART's trainers use.
 
     :raises TypeError: If it is no integer.
-    :raises ValueError: If it is negative.
+    :raises ValueError: If it is negative or too large.
     """
     if value is None:
         return int(np.random.randint(2**31))
-    return integer("seed", value, 0)
+    number = integer("seed", value, 0)
+    if number >= 2**63:
+        raise _refuse(ValueError, "seed", value, "a whole number below 2**63")
+    return number

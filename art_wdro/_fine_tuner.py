@@ -49,6 +49,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         _bridge.require_optimiser(classifier)
         if attack is not None and not isinstance(attack, EvasionAttack):
             raise TypeError(f"attack is {attack!r}; allowed is an EvasionAttack of ART or None")
+        if attack is not None and attack.targeted:
+            raise ValueError(f"attack is {attack!r}; allowed is an untargeted one, since y are the true labels")
         super().__init__(classifier, attack, _checks.real("beta", beta, 0.0))
         self._eps = _checks.real("eps", eps, 0.0)
         self._p = _checks.order(p)
@@ -182,7 +184,10 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         self.history, self.best_epoch, self.final_state = [], None, None
         self._begin(sample)
         best: dict[str, Any] | None = None
-        with tqdm(total=nb_epochs * batches, desc=type(self).__name__, disable=not self._verbose) as progress:
+        with (
+            _bridge.restored(self._classifier),
+            tqdm(total=nb_epochs * batches, desc=type(self).__name__, disable=not self._verbose) as progress,
+        ):
             for number in range(nb_epochs):
                 record = self._train_epoch(number, epoch_batches(), progress)
                 record.update(self._validate(validation))

@@ -89,7 +89,7 @@ def class_indices(labels: Tensor, nb_classes: int) -> Tensor:
     :raises ValueError: If the shape is none of these.
     """
     if labels.dim() == 2 and labels.shape[1] == nb_classes and nb_classes > 1:
-        return labels.argmax(dim=1)
+        return labels.to(torch.uint8 if labels.dtype == torch.bool else labels.dtype).argmax(dim=1)
     if labels.dim() == 1 or (labels.dim() == 2 and labels.shape[1] == 1):
         return labels.reshape(-1).long()
     raise ValueError(

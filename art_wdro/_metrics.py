@@ -34,7 +34,7 @@ def wasserstein_distance(x: Any, x_adv: Any, p: float = 2, norm: float | str = n
     5.0
     """
     p, r = _checks.order(p, one=True), _checks.ground_norm(norm)
-    first, second = (torch.as_tensor(a).detach().cpu().double() for a in (x, x_adv))
+    first, second = (_bridge.as_numbers(a, name, np.float64).cpu() for a, name in ((x, "x"), (x_adv, "x_adv")))
     if first.shape != second.shape:
         raise ValueError(f"x_adv has the shape {tuple(second.shape)} and x {tuple(first.shape)}; needed are equal ones")
     if first.numel() == 0 or first.dim() < 2:

@@ -68,7 +68,7 @@ def batch_budget(eps: float, batch: Tensor, whole: Tensor, p: float) -> Tensor:
 
 
 class RunningUpsilon:
-    """Upsilon along training: Upsilon <- Upsilon + eta (estimate - Upsilon), started at the first estimate.
+    """Upsilon along training: Upsilon <- Upsilon + eta (estimate - Upsilon), started at the first estimate above 0.
 
     Source: arXiv:2502.09352, equation (5.4).
     """
@@ -87,7 +87,10 @@ class RunningUpsilon:
 
     def update(self, estimate: Tensor) -> Tensor:
         """Move towards an estimate and return the new value."""
-        self.value = estimate if self.value is None else self.value + self._eta * (estimate - self.value)
+        if self.value is None:
+            self.value = estimate
+        moved = self.value + self._eta * (estimate - self.value)
+        self.value = torch.where(self.value > 0, moved, estimate)
         return self.value
 
     def stream(self, batch: Tensor, count: int) -> Tensor:
@@ -104,11 +107,12 @@ class RunningUpsilon:
 def set_training_mode(model: nn.Module) -> None:
     """Put a network in train mode, but leave frozen parts in eval mode.
 
-    Frozen is a module whose parameters all have `requires_grad` False. If a single layer is trained, all
-    the rest is frozen, dropout and parameterless norms included.
+    Frozen is a module whose parameters all have `requires_grad` False. If a single layer is trained and others are
+    frozen, all the rest is, dropout and parameterless norms included.
     """
     trained = [m for m in model.modules() if any(w.requires_grad for w in m.parameters(recurse=False))]
-    model.train(len(trained) > 1)
+    frozen = any(not w.requires_grad for w in model.parameters())
+    model.train(len(trained) > 1 or not frozen)
     for module in model.modules():
         parameters = list(module.parameters())
         if parameters and not any(w.requires_grad for w in parameters):

@@ -111,6 +111,7 @@ OF_TRAINERS = [
     ({"attack_label": "best"}, ValueError, "attack_label is 'best'; allowed is one of 'true', 'predicted'"),
     ({"window": 0}, ValueError, "window is 0; allowed is a whole number >= 1"),
     ({"seed": -1}, ValueError, "seed is -1; allowed is a whole number >= 0"),
+    ({"seed": 2**70}, ValueError, r"seed is \d+; allowed is a whole number below"),
     ({"attack": "pgd"}, TypeError, "attack is 'pgd'; allowed is an EvasionAttack of ART or None"),
 ]
 

@@ -22,6 +22,7 @@ def test_distance_by_hand():
         assert wasserstein_distance(x, x_adv, p, norm) == pytest.approx(value)
     assert wasserstein_distance(torch.from_numpy(x), x_adv.tolist()) == pytest.approx(math.sqrt(8.5))
     assert wasserstein_distance(x, x) == 0.0
+    assert wasserstein_distance(x[::-1], np.broadcast_to(x[:1], x.shape)) == 0.0
 
 
 def test_distance_is_computed_in_double_precision():

@@ -76,7 +76,7 @@ def test_one_minibatch_is_algorithm_1():
     model = problem.classifier.model
     classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
     attack = WassersteinPGD(classifier, eps=0.05, eps_step=0.05 / 4, max_iter=4, verbose=False)
-    attack._keep_best = False
+    attack._keeps_best = lambda: False
     adversarial = torch.from_numpy(attack.generate(problem.x, problem.y))
     x, y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
     expected = copy.deepcopy(model)
@@ -156,7 +156,21 @@ def test_the_attack_runs_in_eval_mode_and_the_update_in_train_mode():
     classifier = make_classifier(model, (1, 8, 8), 10, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     trainer(classifier, max_iter=3, upsilon="streaming").fit(X[:32], Y[:32], nb_epochs=1)
     assert modes == [False] * 3 + [True] * 2
-    assert not model.training
+
+
+def test_modes_and_gradients_come_back(digits_classifier):
+    model = digits_classifier.model
+    model.train()
+    model.features.eval()
+    modes = [m.training for m in model.modules()]
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    art = ProjectedGradientDescent(digits_classifier, eps=0.1, eps_step=0.1, max_iter=1, verbose=False)
+    trainer(digits_classifier).fit(X[:64], Y[:64], nb_epochs=1)
+    trainer(digits_classifier, attack=art).fit(X[:64], Y[:64], nb_epochs=1)
+    adversarial_accuracy(digits_classifier, X[:64], Y[:64], art)
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
+    assert model.head.bias.grad is None
 
 
 def test_only_the_last_layer_moves_after_reinitialising_it(digits_classifier):

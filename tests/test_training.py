@@ -62,6 +62,12 @@ def test_running_upsilon_starts_at_the_first_estimate_and_moves_by_eta():
     assert running.update(torch.tensor(10.0)).item() == pytest.approx(5.5)
 
 
+def test_running_upsilon_starts_above_zero():
+    running = training.RunningUpsilon(eta=0.1, p=2, window=4)
+    assert running.update(torch.tensor(0.0)).item() == 0
+    assert running.update(torch.tensor(10.0)).item() == 10
+
+
 def test_streaming_is_the_weighted_q_mean_of_the_window():
     running = training.RunningUpsilon(eta=1.0, p=3, window=2)
     q = 1.5
@@ -79,6 +85,12 @@ def test_train_mode_leaves_frozen_parts_in_eval_mode():
     training.set_training_mode(model)
     assert not any(m.training for m in frozen.modules())
     assert all(m.training for m in (model[1], model[2], model[3]))
+
+
+def test_a_network_of_one_layer_that_is_not_frozen_is_trained_as_a_whole():
+    model = nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Dropout(), nn.Linear(2, 2)).eval()
+    training.set_training_mode(model)
+    assert all(m.training for m in model.modules())
 
 
 def test_with_one_trained_layer_all_the_rest_is_in_eval_mode():
