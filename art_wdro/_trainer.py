@@ -76,7 +76,8 @@ class DistributionalTRADESTrainer(FineTuner):
         :param p: Order of the Wasserstein distance, in (1, inf].
         :param norm: Ground norm: 1, 2, np.inf or "inf".
         :param max_iter: Steps of the attack, in training and in validation.
-        :param eta: Update rate of Upsilon, in (0, 1].
+        :param eta: Update rate of Upsilon, in (0, 1]. Below 1 Upsilon lags behind the network, and the batch
+            budgets of an epoch may add up to more or less than the whole.
         :param upsilon: "streaming" estimates Upsilon from the attack's own gradients on recent batches, at
             no cost; "resample" from a fresh sample of the training set before each minibatch, as
             printed.

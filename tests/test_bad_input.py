@@ -230,6 +230,8 @@ def test_adversarial_accuracy_of_attacks_that_do_not_fit(unasked):
         adversarial_accuracy(unasked, X, Y, "pgd")
     with pytest.raises(ValueError, match="allowed is an untargeted one"):
         adversarial_accuracy(unasked, X, Y, WassersteinPGD(unasked, targeted=True))
+    with pytest.raises(ValueError, match="allowed is an untargeted one"):
+        DistributionalTRADESTrainer(unasked, WassersteinPGD(unasked, targeted=True))
 
 
 def test_starts_of_networks_that_do_not_fit():
