@@ -2,6 +2,8 @@
 """Distributional (Wasserstein) threats for the Adversarial Robustness Toolbox."""
 
 from art_wdro._attacks import WassersteinFGM, WassersteinPGD
+from art_wdro._knapsack import knapsack_accuracy
+from art_wdro._knapsack_attack import WassersteinKnapsack
 from art_wdro._losses import DLRLoss, ReDLRLoss
 from art_wdro._metrics import adversarial_accuracy, sensitivity, wasserstein_distance
 from art_wdro._starts import perturb_weights, reinitialise_last_layer
@@ -13,8 +15,10 @@ __all__ = [
     "DistributionalTRADESTrainer",
     "ReDLRLoss",
     "WassersteinFGM",
+    "WassersteinKnapsack",
     "WassersteinPGD",
     "adversarial_accuracy",
+    "knapsack_accuracy",
     "perturb_weights",
     "reinitialise_last_layer",
     "sensitivity",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import numpy as np
@@ -45,24 +46,12 @@ class _Generate:
         return adversarial
 
 
-class WassersteinAscent(_Generate, EvasionAttack):  # type: ignore[misc]
-    """What W-PGD and W-FGSM share: parameters, checks, and the way in and out of the ascent loop."""
+class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
+    """What all attacks under (W_p, l_r) share: the threat, checks, and the way in and out of tensors."""
 
-    attack_params = [
-        *EvasionAttack.attack_params,
-        "p",
-        "norm",
-        "eps",
-        "loss",
-        "targeted",
-        "batch_size",
-        "summary_writer",
-        "verbose",
-    ]
+    attack_params = [*EvasionAttack.attack_params, "p", "norm", "eps", "batch_size", "verbose"]
     _estimator_requirements = (BaseEstimator, LossGradientsMixin, ClassifierMixin)
-    # what the single step of W-FGSM needs; W-PGD makes them parameters
-    eps_step: float | None = None
-    max_iter: int = 1
+    _order_one = False
 
     def __init__(
         self,
@@ -70,32 +59,17 @@ class WassersteinAscent(_Generate, EvasionAttack):  # type: ignore[misc]
         p: float,
         norm: float | str,
         eps: float,
-        loss: str | PerSampleLoss,
-        targeted: bool,
         batch_size: int,
-        summary_writer: bool | str | SummaryWriter,
         verbose: bool,
+        summary_writer: bool | str | SummaryWriter = False,
     ) -> None:
-        super().__init__(estimator=estimator, summary_writer=_checked_writer(summary_writer))
+        super().__init__(estimator=estimator, summary_writer=summary_writer)
         _bridge.require_pytorch(type(self), estimator)
         self.p = p
         self.norm = norm
         self.eps = eps
-        self.loss = loss
-        self.targeted = targeted
         self.batch_size = batch_size
         self.verbose = verbose
-
-    @property
-    def summary_writer(self) -> SummaryWriter | None:
-        """The TensorBoard writer of ART, if any."""
-        return self._summary_writer
-
-    @summary_writer.setter
-    def summary_writer(self, value: bool | str | SummaryWriter | None) -> None:
-        self._summary_writer_arg = _checked_writer(value)
-        given = isinstance(value, SummaryWriter) or not value
-        self._summary_writer = (value or None) if given else SummaryWriterDefault(value)
 
     def set_params(self, **kwargs: Any) -> None:
         """Change parameters; if one is refused, all stay as they were.
@@ -114,13 +88,11 @@ class WassersteinAscent(_Generate, EvasionAttack):  # type: ignore[misc]
 
     def _check_params(self) -> None:
         super()._check_params()
-        self.p = _checks.order(self.p)
+        self.p = _checks.order(self.p, one=self._order_one)
         self.norm = _checks.ground_norm(self.norm)
         self.eps = _checks.real("eps", self.eps, 0.0)
-        self.targeted = _checks.flag("targeted", self.targeted)
         self.batch_size = _checks.integer("batch_size", self.batch_size, 1)
         self.verbose = _checks.flag("verbose", self.verbose)
-        attack_objective(self.loss)
 
     def _generate(self, x: Any, y: Any | None, mask: Any | None) -> np.ndarray:
         classifier: PyTorchClassifier = self.estimator
@@ -133,27 +105,77 @@ class WassersteinAscent(_Generate, EvasionAttack):  # type: ignore[misc]
             inputs = inputs.to(classifier.device)
             if labels is None:
                 labels = _bridge.predicted_labels(classifier, inputs, self.batch_size)
-            steps = range(self.max_iter if self.eps > 0 else 0)
-            step = EVALUATION_STEP * self.eps / max(self.max_iter, 1) if self.eps_step is None else self.eps_step
-            ascent = ascend(
-                Objective(_bridge.logits_of(classifier), attack_objective(self.loss, self.targeted), self.targeted),
-                inputs,
-                labels.to(classifier.device),
-                p=self.p,
-                r=_checks.ground_norm(self.norm),
-                budget=self.eps,
-                relative_step=step / self.eps if self.eps > 0 else 0.0,
-                steps=tqdm(steps, desc=type(self).__name__, leave=False, disable=not self.verbose),
-                box=_bridge.box(classifier),
-                mask=None if movable is None else movable.to(classifier.device),
-                batch_size=self.batch_size,
-                keep_best=self._keeps_best(),
-                on_gradient=None if self.summary_writer is None else self._write_summary,
-            )
-            if self.summary_writer is not None:
-                self.summary_writer.reset()
-            adversarial: np.ndarray = ascent.x.cpu().numpy()
+            movable = None if movable is None else movable.to(classifier.device)
+            adversarial: np.ndarray = self._attack(inputs, labels.to(classifier.device), movable).cpu().numpy()
         return adversarial
+
+    @abc.abstractmethod
+    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """Attack checked inputs on the classifier's device, in eval mode."""
+
+
+class WassersteinAscent(WassersteinAttack):
+    """What W-PGD and W-FGSM share: the ascent loop and its parameters."""
+
+    attack_params = [*WassersteinAttack.attack_params, "loss", "targeted", "summary_writer"]
+    # what the single step of W-FGSM needs; W-PGD makes them parameters
+    eps_step: float | None = None
+    max_iter: int = 1
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        p: float,
+        norm: float | str,
+        eps: float,
+        loss: str | PerSampleLoss,
+        targeted: bool,
+        batch_size: int,
+        summary_writer: bool | str | SummaryWriter,
+        verbose: bool,
+    ) -> None:
+        super().__init__(estimator, p, norm, eps, batch_size, verbose, _checked_writer(summary_writer))
+        self.loss = loss
+        self.targeted = targeted
+
+    @property
+    def summary_writer(self) -> SummaryWriter | None:
+        """The TensorBoard writer of ART, if any."""
+        return self._summary_writer
+
+    @summary_writer.setter
+    def summary_writer(self, value: bool | str | SummaryWriter | None) -> None:
+        self._summary_writer_arg = _checked_writer(value)
+        given = isinstance(value, SummaryWriter) or not value
+        self._summary_writer = (value or None) if given else SummaryWriterDefault(value)
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        self.targeted = _checks.flag("targeted", self.targeted)
+        attack_objective(self.loss)
+
+    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        steps = range(self.max_iter if self.eps > 0 else 0)
+        step = EVALUATION_STEP * self.eps / max(self.max_iter, 1) if self.eps_step is None else self.eps_step
+        objective = attack_objective(self.loss, self.targeted)
+        ascent = ascend(
+            Objective(_bridge.logits_of(self.estimator), objective, self.targeted),
+            x,
+            labels,
+            p=self.p,
+            r=_checks.ground_norm(self.norm),
+            budget=self.eps,
+            relative_step=step / self.eps if self.eps > 0 else 0.0,
+            steps=tqdm(steps, desc=type(self).__name__, leave=False, disable=not self.verbose),
+            box=_bridge.box(self.estimator),
+            mask=mask,
+            batch_size=self.batch_size,
+            keep_best=self._keeps_best(),
+            on_gradient=None if self.summary_writer is None else self._write_summary,
+        )
+        if self.summary_writer is not None:
+            self.summary_writer.reset()
+        return ascent.x
 
     def _keeps_best(self) -> bool:
         return False

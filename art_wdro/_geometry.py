@@ -17,6 +17,10 @@ GROUND_NORMS: tuple[float, ...] = (1.0, 2.0, math.inf)
 """The ground norms l_r for which a direction and a projection exist below."""
 
 
+BISECTIONS = 24
+"""Halvings of an interval until its float32 numbers are exhausted."""
+
+
 def dual_exponent(exponent: float) -> float:
     """Return the exponent s with 1/r + 1/s = 1.
 
@@ -195,6 +199,40 @@ def project_on_balls(delta: Tensor, radii: Tensor, r: float) -> Tensor:
         shrunk = (flat.sign() * (size - threshold).clamp(min=0.0)).to(flat.dtype)
         return torch.where(inside[:, None], flat, shrunk).view_as(delta)
     raise NotImplementedError(f"no projection on a ball of the ground norm l_{r}")
+
+
+def project_in_box(delta: Tensor, radii: Tensor, r: float, lower: Tensor, upper: Tensor) -> Tensor:
+    """Project each delta_i on its ball inside a box: argmin ||z - delta_i||_2, ||z||_r <= radii_i, lower <= z <= upper.
+
+    Clipping after :func:`project_on_balls` would leave a part of the radius unused. The solution is
+    clip(shrink(delta_i)), where shrink scales (l_2) or lowers all sizes (l_1) by one number, found by bisection.
+
+    :param delta: Perturbations, (N, ...).
+    :param radii: Radii in input units, (N,).
+    :param r: Exponent of the ground norm.
+    :param lower: Least allowed perturbations, at most 0, shaped as `delta`.
+    :param upper: Largest allowed perturbations, at least 0, shaped as `delta`.
+    :return: Projected perturbations, same shape, in their ball to a relative 1e-6.
+    """
+    if math.isinf(r):
+        return project_on_balls(delta, radii, r).clamp(lower, upper)
+    size = delta.abs()
+    room = torch.where(delta > 0, upper, -lower)
+
+    def shrunk(amount: Tensor) -> Tensor:
+        by = per_sample(amount, delta)
+        return torch.minimum(size * by if r == 2.0 else (size - by).clamp(min=0.0), room)
+
+    # the norm of the result grows with `most` for l_2 and falls with it for l_1
+    least = torch.zeros_like(radii)
+    most = torch.ones_like(radii) if r == 2.0 else sample_norms(delta, math.inf)
+    inside = sample_norms(torch.minimum(size, room), r) <= radii
+    for _ in range(BISECTIONS):
+        middle = (least + most) / 2
+        lower_it = (sample_norms(shrunk(middle), r) <= radii) ^ (r == 2.0)
+        least, most = torch.where(lower_it, least, middle), torch.where(lower_it, middle, most)
+    found = torch.where(inside, 1.0, least) if r == 2.0 else torch.where(inside, 0.0, most)
+    return shrunk(found).copysign(delta)
 
 
 def project(delta: Tensor, eps: Tensor | float, p: float, r: float) -> Tensor:

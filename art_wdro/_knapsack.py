@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""The worst distribution for the 0-1 loss: a knapsack over least adversarial distances. NumPy only.
+
+The attacker has the budget N eps^p, flipping sample i costs d_i^p and gains 1/N: the optimum takes the cheapest samples
+first, the last one in part (mass may be split), and equals min over lambda >= 0 of lambda eps^p + mean (1 - lambda
+d_i^p)_+ by linear programming duality.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from art_wdro import _checks
+
+ROUNDING = 1e-9
+"""Relative excess of the budget that counts as rounding."""
+
+
+class Filling(NamedTuple):
+    """How the budget is spent.
+
+    :param flipped: Which samples flip whole, boolean, (N,).
+    :param partial: Index of the sample of which a part flips, or None.
+    :param fraction: Which part of it, in [0, 1).
+    :param threshold: Distance of the last sample flipped, in whole or in part; 0 where none is.
+    """
+
+    flipped: np.ndarray
+    partial: int | None
+    fraction: float
+    threshold: float
+
+
+def fill(distances: np.ndarray, eps: float, p: float) -> Filling:
+    """Spend the budget on the cheapest samples.
+
+    :param distances: Least distances, (N,), in input units; 0 costs nothing, inf cannot be had.
+    :param eps: Budget in input units.
+    :param p: Order, in [1, inf]; inf flips every sample within eps.
+    :return: The filling, the optimum over all distributions in the W_p ball.
+    """
+    if math.isinf(p) or eps == 0.0:
+        flipped = distances <= eps
+        return Filling(flipped, None, 0.0, float(distances[flipped].max(initial=0.0)))
+    order = np.argsort(distances, kind="stable")
+    sorted_distances = distances[order]
+    with np.errstate(over="ignore"):
+        costs = (sorted_distances / eps) ** p
+    spent = np.cumsum(costs)
+    whole = int(np.searchsorted(spent, len(distances) * (1 + ROUNDING), side="right"))
+    flipped = np.zeros(len(distances), bool)
+    flipped[order[:whole]] = True
+    threshold = float(sorted_distances[whole - 1]) if whole else 0.0
+    if whole == len(distances) or not math.isfinite(costs[whole]):
+        return Filling(flipped, None, 0.0, threshold)
+    left = len(distances) - (spent[whole - 1] if whole else 0.0)
+    fraction = float(left / costs[whole])
+    if fraction <= 0.0:
+        return Filling(flipped, None, 0.0, threshold)
+    return Filling(flipped, int(order[whole]), fraction, float(sorted_distances[whole]))
+
+
+def knapsack_accuracy(distances: Any, eps: Any, p: float = 2) -> Any:
+    """Compute the adversarial accuracy under W_p that least distances leave, for one budget or many.
+
+    With least distances this is the exact minimum over all distributions in the W_p ball; with distances that an attack
+    found, an upper bound on it; with certified radii, a lower bound.
+
+    :param distances: Distance of every sample to another class, (N,), in input units: 0 where it is misclassified
+        already, inf where no such point is known.
+    :param eps: Budget in input units, or an array of budgets.
+    :param p: Order of the Wasserstein distance, in [1, inf]; inf gives the pointwise robust accuracy.
+    :return: Accuracy in [0, 1]: a float for one budget, an array shaped as `eps` for many.
+    :raises ValueError: If distances are empty, negative or NaN, or eps or p is not allowed.
+    :raises TypeError: If a value is of the wrong type.
+
+    A budget of 4 * 1 flips the second sample and three quarters of the third:
+
+    >>> knapsack_accuracy([0.0, 1.0, 4.0, float("inf")], eps=1.0, p=1)
+    0.3125
+    >>> knapsack_accuracy([0.0, 1.0, 4.0, float("inf")], eps=[0.0, 0.5, 4.0], p=np.inf).tolist()
+    [0.75, 0.75, 0.25]
+    """
+    p = _checks.order(p, one=True)
+    values = np.asarray(distances, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"distances have the shape {values.shape}; needed is (N,) with at least one sample")
+    if not (values >= 0).all():
+        raise ValueError("distances hold negative or NaN values; allowed are numbers >= 0, inf included")
+    if np.ndim(eps) == 0:
+        return _accuracy(values, _checks.real("eps", eps, 0.0), p)
+    budgets = np.asarray(eps)
+    return np.array([_accuracy(values, _checks.real("eps", e, 0.0), p) for e in budgets.flat]).reshape(budgets.shape)
+
+
+def _accuracy(distances: np.ndarray, eps: float, p: float) -> float:
+    filling = fill(distances, eps, p)
+    return float(1.0 - (filling.flipped.sum() + filling.fraction) / len(distances))

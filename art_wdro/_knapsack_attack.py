@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+"""The knapsack attack: least distances first, then the budget goes to the cheapest samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from art_wdro import _bridge, _checks
+from art_wdro._attacks import WassersteinAttack
+from art_wdro._knapsack import fill
+from art_wdro._least_distances import least_distances
+
+
+class WassersteinKnapsack(WassersteinAttack):
+    """The worst distribution for accuracy: flip the samples that are cheapest to flip, leave the rest alone.
+
+    For the 0-1 loss the worst distribution in a W_p ball is a knapsack over the least adversarial distances, so the
+    strength of this attack is that of its search for least distances, and one search answers every eps and p:
+    pass `distances_` to :func:`knapsack_accuracy`.
+
+    Set by `generate`:
+
+    - `distances_`, (N,): least l_r distance found of every sample to another class, in input units; 0 where it is
+      misclassified already, inf where none was found.
+    - `nearest_`, shaped as x: the samples at those distances.
+    - `fraction_`: the part, in [0, 1), of one more sample that the rest of the budget would flip if mass may be split.
+      The array that `generate` returns leaves that sample alone; `knapsack_accuracy` counts the part.
+    - `gradients_`: gradient evaluations a sample, on average.
+
+    p = inf is the pointwise minimum-norm attack, and p = 1 is allowed.
+    """
+
+    attack_params = [*WassersteinAttack.attack_params, "max_iter"]
+    _order_one = True
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        p: float = 2,
+        norm: float | str = np.inf,
+        eps: float = 8 / 255,
+        max_iter: int = 200,
+        batch_size: int = 128,
+        verbose: bool = True,
+    ) -> None:
+        """Create the attack.
+
+        :param estimator: A `PyTorchClassifier` whose network puts out logits.
+        :param p: Order of the Wasserstein distance, in [1, inf].
+        :param norm: Ground norm: 1, 2, np.inf or "inf".
+        :param eps: Budget in input units.
+        :param max_iter: Gradient evaluations a sample, at most; samples for which no further run is worthwhile
+            leave earlier.
+        :param batch_size: Samples in one forward and backward pass.
+        :param verbose: Show a progress bar over the batches.
+        :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
+        :raises ValueError: If a value is not allowed.
+        :raises TypeError: If a value is of the wrong type.
+        """
+        super().__init__(estimator, p, norm, eps, batch_size, verbose)
+        self.max_iter = max_iter
+        self._check_params()
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        self.max_iter = _checks.integer("max_iter", self.max_iter, 1)
+
+    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        def progress(batches: Iterable[Tensor]) -> Any:
+            return tqdm(batches, desc=type(self).__name__, leave=False, disable=not self.verbose)
+
+        found = least_distances(
+            _bridge.logits_of(self.estimator),
+            x,
+            labels,
+            _checks.ground_norm(self.norm),
+            max_iter=self.max_iter,
+            batch_size=self.batch_size,
+            box=_bridge.box(self.estimator),
+            mask=mask,
+            progress=progress,
+        )
+        self.distances_: np.ndarray = found.distances.cpu().numpy()
+        self.nearest_: np.ndarray = found.x.cpu().numpy()
+        self.gradients_: float = found.gradients / len(x)
+        filling = fill(self.distances_, self.eps, self.p)
+        self.fraction_: float = filling.fraction
+        flipped = torch.from_numpy(filling.flipped).to(x.device)
+        return torch.where(flipped.view(-1, *[1] * (x.dim() - 1)), found.x, x)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: MIT
+"""The knapsack: filling against brute force and its dual, distances against closed forms, the attack as a whole."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.evasion import AutoProjectedGradientDescent
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import brentq, linprog
+from torch import nn
+
+from art_wdro import WassersteinKnapsack, WassersteinPGD, adversarial_accuracy, knapsack_accuracy, wasserstein_distance
+from art_wdro._geometry import project_in_box, project_on_balls, sample_norms
+from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier
+
+DISTANCES = st.lists(st.one_of(st.just(0.0), st.floats(1e-3, 10), st.just(math.inf)), min_size=1, max_size=8)
+
+
+# --- the filling ------------------------------------------------------------------------------------------------
+
+
+@given(DISTANCES, st.floats(0, 5), st.sampled_from([1.0, 1.5, 2.0, 7.0]))
+def test_filling_is_the_optimum_of_the_linear_programme(distances, eps, p):
+    finite = [d**p for d in distances if math.isfinite(d)]
+    count = len(distances)
+    flipped = 0.0
+    if finite:
+        flipped = -linprog(-np.ones(len(finite)), [finite], [count * eps**p], bounds=(0, 1)).fun
+    assert knapsack_accuracy(distances, eps, p) == pytest.approx(1 - flipped / count, abs=1e-6)
+
+
+@given(DISTANCES, st.floats(1e-2, 5), st.sampled_from([1.0, 2.0, 3.0]))
+def test_filling_equals_its_dual(distances, eps, p):
+    d = np.array(distances)
+    rates = [0.0, *(1 / x**p for x in distances if 0 < x < math.inf)]  # the minimum lies at a kink
+
+    def dual(rate: float) -> float:
+        hinge = np.where(np.isinf(d), 0.0 if rate > 0 else 1.0, 1 - rate * np.where(np.isinf(d), 0, d) ** p)
+        return rate * eps**p + np.maximum(hinge, 0).mean()
+
+    # with infinite distances the limit of rates towards 0 is wanted, where those samples never flip
+    rates[0] = 1e-12 if np.isinf(d).any() else 0.0
+    assert 1 - knapsack_accuracy(d, eps, p) == pytest.approx(min(map(dual, rates)), abs=1e-8)
+
+
+def test_pointwise_order_counts_the_samples_beyond_eps():
+    d = [0.0, 0.1, 0.2, 0.3, np.inf]
+    assert knapsack_accuracy(d, 0.2, np.inf) == pytest.approx(0.4)
+    assert knapsack_accuracy(d, 0.0, 2) == pytest.approx(0.8)
+    assert knapsack_accuracy(d, 1e6, 2) == pytest.approx(0.2)
+    assert isinstance(knapsack_accuracy(d, 0.2), float)
+
+
+def test_one_run_answers_many_budgets_and_accuracy_falls_with_them():
+    d = np.random.default_rng(0).exponential(size=50)
+    eps = np.linspace(0, 2, 9).reshape(3, 3)
+    curve = knapsack_accuracy(d, eps, 2)
+    assert curve.shape == (3, 3)
+    assert (np.diff(curve.ravel()) <= 0).all()
+    assert curve[1, 1] == knapsack_accuracy(d, eps[1, 1], 2)
+    # a larger order is a smaller ball
+    assert knapsack_accuracy(d, 0.3, 1) <= knapsack_accuracy(d, 0.3, 2) <= knapsack_accuracy(d, 0.3, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([], 1), ValueError, r"distances have the shape \(0,\)"),
+        (([[1.0]], 1), ValueError, r"distances have the shape \(1, 1\)"),
+        (([-1.0], 1), ValueError, "distances hold negative or NaN values"),
+        (([np.nan], 1), ValueError, "distances hold negative or NaN values"),
+        (([1.0], -1), ValueError, "eps is -1; allowed is a number >= 0"),
+        (([1.0], [1, np.nan]), ValueError, "eps is nan"),
+        (([1.0], 1, 0.5), ValueError, "p is 0.5; allowed is a number >= 1"),
+        (([1.0], "1"), TypeError, "eps is '1'"),
+    ],
+)
+def test_bad_input_of_the_filling(arguments, error, message):
+    with pytest.raises(error, match=message):
+        knapsack_accuracy(*arguments)
+
+
+# --- the projection ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_projection_in_a_box(norm):
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(40, 12, generator=generator)
+    lower, upper = -torch.rand(40, 12, generator=generator), torch.rand(40, 12, generator=generator)
+    radii = torch.rand(40, generator=generator, dtype=torch.float64) * 2
+    z = project_in_box(delta, radii, norm, lower, upper)
+    assert (z >= lower).all()
+    assert (z <= upper).all()
+    assert (sample_norms(z, norm) <= radii * (1 + 1e-6)).all()
+    torch.testing.assert_close(project_in_box(z, radii * (1 + 1e-5), norm, lower, upper), z, atol=1e-6, rtol=1e-5)
+    # no feasible point is nearer: the variational inequality <delta - z, other - z> <= 0
+    for _ in range(50):
+        other = lower + (upper - lower) * torch.rand(40, 12, generator=generator)
+        other = project_on_balls(other, radii, norm)
+        assert (((delta - z) * (other - z)).sum(1) <= 1e-5).all()
+    free = torch.full_like(delta, torch.inf)
+    torch.testing.assert_close(
+        project_in_box(delta, radii, norm, -free, free), project_on_balls(delta, radii, norm), atol=1e-5, rtol=1e-5
+    )
+
+
+# --- least distances --------------------------------------------------------------------------------------------
+
+
+def closed_form(problem, norm: float) -> np.ndarray:
+    """Least distance to another class of a linear model, inside the box, in float64."""
+    layer = problem.classifier.model[-1]
+    w, b = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
+    found = np.full(len(problem.x), np.inf)
+    for i, (x, y) in enumerate(zip(problem.x.astype(float), problem.y, strict=True)):
+        scores = w @ x + b
+        if scores.argmax() != y:
+            found[i] = 0
+            continue
+        for j in set(range(len(w))) - {y}:
+            slope, gap = w[j] - w[y], scores[y] - scores[j]
+            room = np.full(len(x), np.inf)
+            if problem.classifier.clip_values is not None:
+                room = np.where(slope > 0, 1 - x, x)
+            size = np.abs(slope)
+            if norm == math.inf:
+                gain = lambda t: size @ np.minimum(t, room) - gap  # noqa: E731
+                found[i] = min(found[i], brentq(gain, 0, 10) if gain(10) > 0 else np.inf)
+            elif norm == 2:
+                gain = lambda t: size @ np.minimum(t * size, room) - gap  # noqa: E731
+                if gain(1e3) > 0:
+                    found[i] = min(found[i], np.linalg.norm(np.minimum(brentq(gain, 0, 1e3) * size, room)))
+            else:
+                left, length = gap, 0.0
+                for k in np.argsort(-size):
+                    step = min(room[k], left / size[k])
+                    left, length = left - step * size[k], length + step
+                    if left <= 1e-12:
+                        found[i] = min(found[i], length)
+                        break
+    return found
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("clip_values", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("max_iter", [40, 100, 200])
+def test_distances_of_a_linear_model(norm, clip_values, classes, max_iter):
+    problem = linear_problem(classes=classes, clip_values=clip_values)
+    exact = closed_form(problem, norm)
+    attack = WassersteinKnapsack(problem.classifier, norm=norm, max_iter=max_iter, verbose=False)
+    attack.generate(problem.x, problem.y)
+    np.testing.assert_array_equal(attack.distances_ == 0, exact == 0)
+    ratio = attack.distances_[exact > 0] / exact[exact > 0]
+    assert ratio.min() >= 1 - 1e-6
+    assert np.median(ratio) <= 1.03
+    assert attack.gradients_ <= max_iter
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_distances_are_those_of_points_of_another_class(digits_classifier, norm):
+    x, y = (part[:60] for part in digits()[1])
+    attack = WassersteinKnapsack(digits_classifier, norm=norm, max_iter=60, batch_size=16, verbose=False)
+    attack.generate(x, y)
+    found = np.isfinite(attack.distances_) & (attack.distances_ > 0)
+    assert found.mean() > 0.9
+    assert (digits_classifier.predict(attack.nearest_[found], batch_size=7).argmax(1) != y[found]).all()
+    for i in np.flatnonzero(found)[:10]:
+        own = wasserstein_distance(x[i : i + 1], attack.nearest_[i : i + 1], 1, norm)
+        assert own == pytest.approx(attack.distances_[i], rel=1e-9)
+    np.testing.assert_array_equal(attack.nearest_[~found], x[~found])
+    alone = WassersteinKnapsack(digits_classifier, norm=norm, max_iter=60, batch_size=3, verbose=False)
+    alone.generate(x[20:40], y[20:40])
+    np.testing.assert_allclose(alone.distances_, attack.distances_[20:40], rtol=2e-2)
+
+
+def test_mask_holds_coordinates_still(linear):
+    mask = np.arange(30) % 2 == 0
+    attack = WassersteinKnapsack(linear.classifier, eps=1.0, verbose=False)
+    moved = attack.generate(linear.x, linear.y, mask=mask) != linear.x
+    assert moved[:, mask].any()
+    assert not moved[:, ~mask].any()
+
+
+def test_a_constant_classifier_has_no_distance():
+    model = nn.Linear(4, 3)
+    nn.init.zeros_(model.weight)
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    attack = WassersteinKnapsack(make_classifier(model, (4,), 3), verbose=False)
+    x = np.full((5, 4), 0.5, np.float32)
+    np.testing.assert_array_equal(attack.generate(x, np.array([0, 0, 0, 1, 2])), x)
+    np.testing.assert_array_equal(attack.distances_, [np.inf, np.inf, np.inf, 0, 0])
+    assert attack.fraction_ == 0
+
+
+# --- the attack -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("p", "norm"), list(itertools.product([1, 1.5, 2, np.inf], NORMS)))
+def test_array_is_feasible_and_as_accurate_as_the_filling_says(linear, p, norm):
+    eps = BUDGETS[norm]
+    attack = WassersteinKnapsack(linear.classifier, p=p, norm=norm, eps=eps, verbose=False)
+    adversarial = attack.generate(linear.x, linear.y)
+    assert adversarial.dtype == np.float32
+    assert wasserstein_distance(linear.x, adversarial, p, norm) <= eps * (1 + 1e-6)
+    hit = linear.classifier.predict(adversarial).argmax(1) == linear.y
+    moved = (adversarial != linear.x).any(1)
+    assert not hit[moved].any()
+    accuracy = knapsack_accuracy(attack.distances_, eps, p)
+    assert hit.mean() - attack.fraction_ / len(hit) == pytest.approx(accuracy)
+    assert 0 <= attack.fraction_ < 1
+
+
+def test_is_stronger_than_w_pgd_and_pointwise_as_strong_as_auto_pgd(digits_classifier):
+    x, y = (part[:200] for part in digits()[1])
+    for p, eps in ((2, 0.05), (np.inf, 0.1)):
+        knapsack = WassersteinKnapsack(digits_classifier, p=p, eps=eps, verbose=False)
+        accuracy = adversarial_accuracy(digits_classifier, x, y, knapsack)
+        if p == 2:
+            other = WassersteinPGD(digits_classifier, eps=eps, max_iter=50, verbose=False)
+        else:
+            other = AutoProjectedGradientDescent(
+                digits_classifier, eps=eps, eps_step=eps / 4, max_iter=50, nb_random_init=1, loss_type=None, verbose=False
+            )
+        assert accuracy <= adversarial_accuracy(digits_classifier, x, y, other) + 0.01
+        assert accuracy < adversarial_accuracy(digits_classifier, x, y, eps=0)
+
+
+def test_labels_none_are_the_predictions_and_parameters_are_checked(linear):
+    attack = WassersteinKnapsack(linear.classifier, verbose=False)
+    attack.generate(linear.x)
+    assert (attack.distances_ > 0).all()
+    attack.set_params(p="inf", max_iter=3)
+    assert (attack.p, attack.max_iter) == (math.inf, 3)
+    for name, value in (("max_iter", 0), ("eps", -1), ("norm", 3), ("p", 0.5), ("batch_size", 0)):
+        with pytest.raises(ValueError, match=f"{name} is {value}; allowed is"):
+            attack.set_params(**{name: value})
+        with pytest.raises(ValueError, match=f"{name} is {value}; allowed is"):
+            WassersteinKnapsack(linear.classifier, **{name: value})
+    assert (attack.p, attack.max_iter) == (math.inf, 3)
+
+
+def test_leaves_the_classifier_as_it_was(digits_classifier):
+    x, y = (part[:20] for part in digits()[1])
+    digits_classifier.model.train()
+    state = torch.random.get_rng_state()
+    before = {k: v.clone() for k, v in digits_classifier.model.state_dict().items()}
+    WassersteinKnapsack(digits_classifier, max_iter=12, verbose=False).generate(x, y)
+    assert digits_classifier.model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in digits_classifier.model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in digits_classifier.model.state_dict().items())
