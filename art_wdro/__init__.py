@@ -2,23 +2,31 @@
 """Distributional (Wasserstein) threats for the Adversarial Robustness Toolbox."""
 
 from art_wdro._attacks import WassersteinFGM, WassersteinPGD
+from art_wdro._evaluation import evaluate
 from art_wdro._knapsack import knapsack_accuracy
 from art_wdro._knapsack_attack import WassersteinKnapsack
 from art_wdro._losses import DLRLoss, ReDLRLoss
-from art_wdro._metrics import adversarial_accuracy, sensitivity, wasserstein_distance
+from art_wdro._metrics import AccuracyBounds, accuracy_bounds, adversarial_accuracy, sensitivity, wasserstein_distance
+from art_wdro._report import Report
+from art_wdro._robustbench import load_robustbench
 from art_wdro._starts import perturb_weights, reinitialise_last_layer
 from art_wdro._trainer import DistributionalTRADESTrainer
 
 __version__ = "0.1.0"
 __all__ = [
+    "AccuracyBounds",
     "DLRLoss",
     "DistributionalTRADESTrainer",
     "ReDLRLoss",
+    "Report",
     "WassersteinFGM",
     "WassersteinKnapsack",
     "WassersteinPGD",
+    "accuracy_bounds",
     "adversarial_accuracy",
+    "evaluate",
     "knapsack_accuracy",
+    "load_robustbench",
     "perturb_weights",
     "reinitialise_last_layer",
     "sensitivity",

@@ -32,6 +32,22 @@ Box = tuple[Tensor, Tensor]
 """Lower and upper bounds of the inputs, broadcastable to one sample."""
 
 
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda step, count: 1.0,
+    "linear": lambda step, count: 2.0 * (count - step) / (count + 1),
+}
+"""Length of a step as a multiple of the mean length, by the step's number and their count."""
+
+
+def step_lengths(mean: float, count: int, schedule: str = "constant") -> list[float]:
+    """Return the lengths of all steps, with the given mean.
+
+    >>> step_lengths(0.5, 3, "linear")
+    [0.75, 0.5, 0.25]
+    """
+    return [mean * SCHEDULES[schedule](step, count) for step in range(count)]
+
+
 class Ascent(NamedTuple):
     """The result of an ascent.
 
@@ -53,8 +69,7 @@ def ascend(
     p: float,
     r: float,
     budget: float | Callable[[Tensor], Tensor],
-    relative_step: float,
-    steps: Iterable[int],
+    steps: Iterable[float],
     box: Box | None = None,
     mask: Tensor | None = None,
     batch_size: int,
@@ -71,8 +86,7 @@ def ascend(
     :param p: Order of the Wasserstein distance, in (1, inf].
     :param r: Exponent of the ground norm.
     :param budget: eps in input units, or a function that finds it from Upsilon at the inputs.
-    :param relative_step: alpha / eps.
-    :param steps: The numbers of the steps, 0, 1, ..., perhaps behind a progress bar.
+    :param steps: alpha / eps of every step, perhaps behind a progress bar; see :func:`step_lengths`.
     :param box: Bounds of the inputs, or None.
     :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
     :param batch_size: Samples in one forward and backward pass.
@@ -92,7 +106,7 @@ def ascend(
     first_upsilon = x.new_zeros((), dtype=torch.float64)
     eps = torch.zeros_like(first_upsilon) if callable(budget) else torch.full_like(first_upsilon, budget)
 
-    for step in steps:
+    for step, relative_step in enumerate(steps):
         values = []
         for number, batch in enumerate(rows):
             value, gradient = objective.gradient(current[batch], labels[batch])

@@ -17,12 +17,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
-from art_wdro._ascent import ascend
+from art_wdro._ascent import SCHEDULES, ascend, step_lengths
 from art_wdro._losses import PerSampleLoss, attack_objective
 from art_wdro._sensitivity import Objective
 
-EVALUATION_STEP = 1.875
-"""Total length of the default steps in budgets. Source: Bai et al., 2023, arXiv:2306.09844, section 6."""
+PATH_LENGTHS = {"constant": 1.875, "linear": 4.0}
+"""Total length of the default steps in budgets, by schedule.
+
+Sources: constant from Bai et al., 2023, arXiv:2306.09844, section 6; linear measured, docs/evaluation.md.
+"""
 
 
 class _Generate:
@@ -121,6 +124,7 @@ class WassersteinAscent(WassersteinAttack):
     # what the single step of W-FGSM needs; W-PGD makes them parameters
     eps_step: float | None = None
     max_iter: int = 1
+    schedule: str = "constant"
 
     def __init__(
         self,
@@ -155,8 +159,6 @@ class WassersteinAscent(WassersteinAttack):
         attack_objective(self.loss)
 
     def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        steps = range(self.max_iter if self.eps > 0 else 0)
-        step = EVALUATION_STEP * self.eps / max(self.max_iter, 1) if self.eps_step is None else self.eps_step
         objective = attack_objective(self.loss, self.targeted)
         ascent = ascend(
             Objective(_bridge.logits_of(self.estimator), objective, self.targeted),
@@ -165,8 +167,7 @@ class WassersteinAscent(WassersteinAttack):
             p=self.p,
             r=_checks.ground_norm(self.norm),
             budget=self.eps,
-            relative_step=step / self.eps if self.eps > 0 else 0.0,
-            steps=tqdm(steps, desc=type(self).__name__, leave=False, disable=not self.verbose),
+            steps=tqdm(self._steps(), desc=type(self).__name__, leave=False, disable=not self.verbose),
             box=_bridge.box(self.estimator),
             mask=mask,
             batch_size=self.batch_size,
@@ -176,6 +177,14 @@ class WassersteinAscent(WassersteinAttack):
         if self.summary_writer is not None:
             self.summary_writer.reset()
         return ascent.x
+
+    def _steps(self) -> list[float]:
+        """Return the lengths of all steps, relative to eps."""
+        if self.eps == 0 or self.max_iter == 0:
+            return []
+        path = PATH_LENGTHS[self.schedule]
+        mean = path / self.max_iter if self.eps_step is None else self.eps_step / self.eps
+        return step_lengths(mean, self.max_iter, self.schedule)
 
     def _keeps_best(self) -> bool:
         return False
@@ -212,7 +221,7 @@ class WassersteinPGD(WassersteinAscent):
     2023, arXiv:2306.09844.
     """
 
-    attack_params = [*WassersteinAscent.attack_params, "eps_step", "max_iter"]
+    attack_params = [*WassersteinAscent.attack_params, "eps_step", "max_iter", "schedule"]
 
     def __init__(
         self,
@@ -227,16 +236,20 @@ class WassersteinPGD(WassersteinAscent):
         batch_size: int = 128,
         summary_writer: bool | str | SummaryWriter = False,
         verbose: bool = True,
+        schedule: str = "constant",
     ) -> None:
         """Create the attack.
+
+        The strongest setting measured is `max_iter=100, schedule="linear"` (docs/evaluation.md); the training paper's
+        is `max_iter=20, eps_step=eps / 20`.
 
         :param estimator: A `PyTorchClassifier` whose network puts out logits.
         :param p: Order of the Wasserstein distance, in (1, inf], inf included.
         :param norm: Ground norm: 1, 2, np.inf or "inf".
         :param eps: Budget in input units.
-        :param eps_step: W_p length of a step in input units. None takes 1.875 eps / max_iter, which lets
-            the budget be spent and redistributed. The training paper (arXiv:2502.09352) uses
-            eps / max_iter, a milder attack: there the projection never binds.
+        :param eps_step: W_p length of a step in input units, the mean one of a schedule. None takes 1.875 eps /
+            max_iter (schedule "linear": 4 eps / max_iter), which lets the budget be spent and redistributed. The
+            training paper (arXiv:2502.09352) uses eps / max_iter, a milder attack: there the projection never binds.
         :param max_iter: Number of steps.
         :param loss: "redlr", "dlr", "ce", a torch loss module, or a callable of logits (N, K) and class
             indices (N,) that returns (N,). A targeted attack descends it towards the target ("redlr":
@@ -245,6 +258,7 @@ class WassersteinPGD(WassersteinAscent):
         :param batch_size: Samples in one forward and backward pass.
         :param summary_writer: TensorBoard summaries, as in ART: False, True, a path or a SummaryWriter.
         :param verbose: Show a progress bar over the steps.
+        :param schedule: "constant" steps, or steps that fall "linear"ly to 0, which attack harder.
         :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
@@ -252,6 +266,7 @@ class WassersteinPGD(WassersteinAscent):
         super().__init__(estimator, p, norm, eps, loss, targeted, batch_size, summary_writer, verbose)
         self.eps_step = eps_step
         self.max_iter = max_iter
+        self.schedule = schedule
         self._check_params()
 
     def _check_params(self) -> None:
@@ -259,6 +274,7 @@ class WassersteinPGD(WassersteinAscent):
         if self.eps_step is not None:
             self.eps_step = _checks.real("eps_step", self.eps_step, 0.0, open_low=True)
         self.max_iter = _checks.integer("max_iter", self.max_iter, 0)
+        self.schedule = _checks.choice("schedule", self.schedule, tuple(SCHEDULES))
 
     def _keeps_best(self) -> bool:
         # p = inf with the cross-entropy is the pointwise PGD of everybody else, which returns its last iterate

@@ -84,6 +84,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         scheduler: LRScheduler | None = None,
         *,
         drop_last: bool = False,
+        on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
         **kwargs: Any,
     ) -> None:
         """Train on arrays, in shuffled minibatches; `history` starts anew.
@@ -104,11 +105,14 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         :param scheduler: Any learning rate scheduler of torch, stepped after each epoch. ReduceLROnPlateau
             gets wp_accuracy in mode "max" and the training loss in mode "min".
         :param drop_last: Leave out a last minibatch that is smaller.
+        :param on_epoch: Called after each epoch with its dict of `history`, and whether it is the best one yet.
         :raises ValueError: If an argument does not fit; the message says which.
         :raises TypeError: If an argument is of the wrong type or unknown.
         :raises FloatingPointError: If the loss is no longer finite.
         """
-        _refuse_unknown("fit", kwargs, "x, y, validation_data, batch_size, nb_epochs, scheduler and drop_last")
+        _refuse_unknown(
+            "fit", kwargs, "x, y, validation_data, batch_size, nb_epochs, scheduler, drop_last and on_epoch"
+        )
         batch_size = _checks.integer("batch_size", batch_size, 1)
         drop_last = _checks.flag("drop_last", drop_last)
         inputs = _bridge.as_inputs(self._classifier, x)
@@ -125,7 +129,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
                 yield inputs[chosen], labels[chosen]
 
         sample = _sampler(inputs, labels, batch_size, generator)
-        self._train(epoch, len(starts), nb_epochs, scheduler, validation_data, sample)
+        self._train(epoch, len(starts), nb_epochs, scheduler, validation_data, sample, on_epoch)
 
     def fit_generator(
         self,
@@ -176,6 +180,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         scheduler: LRScheduler | None,
         validation_data: tuple[Any, Any] | None,
         sample: Callable[[float], Iterator[Batch]] | None,
+        on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
     ) -> None:
         nb_epochs = _checks.integer("nb_epochs", nb_epochs, 0)
         if scheduler is not None and not isinstance(scheduler, LRScheduler):
@@ -197,8 +202,11 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
                 progress.set_postfix(
                     {k: f"{v:.3f}" for k in ("loss", "clean_accuracy", "wp_accuracy") if (v := record[k]) is not None}
                 )
-                if validation is not None and self._is_best(record):
+                is_best = validation is not None and self._is_best(record)
+                if is_best:
                     self.best_epoch, best = number, self._state()
+                if on_epoch is not None:
+                    on_epoch(record, is_best)
         if nb_epochs > 0:
             self.final_state = self._state()
             self.best_epoch = nb_epochs - 1 if best is None else self.best_epoch

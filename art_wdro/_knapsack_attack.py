@@ -46,7 +46,7 @@ class WassersteinKnapsack(WassersteinAttack):
         p: float = 2,
         norm: float | str = np.inf,
         eps: float = 8 / 255,
-        max_iter: int = 200,
+        max_iter: int = 300,
         batch_size: int = 128,
         verbose: bool = True,
     ) -> None:

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
 
 from art_wdro import _bridge, _checks
-from art_wdro._attacks import WassersteinPGD
+from art_wdro._attacks import WassersteinFGM, WassersteinPGD
 from art_wdro._geometry import coupling_distance
 from art_wdro._losses import PerSampleLoss, attack_objective
-from art_wdro._sensitivity import Objective, upsilon
+from art_wdro._sensitivity import Objective, Value, upsilon
 
 
 def wasserstein_distance(x: Any, x_adv: Any, p: float = 2, norm: float | str = np.inf) -> float:
@@ -82,6 +84,82 @@ def sensitivity(
         rows = [slice(start, start + batch_size) for start in range(0, len(inputs), batch_size)]
         batches = ((inputs[batch].to(device), labels[batch].to(device)) for batch in rows)
         return upsilon(objective, batches, p, r).item()
+
+
+class AccuracyBounds(NamedTuple):
+    """First-order bounds on the adversarial accuracy A_eps: asymptotic in eps, estimates rather than certificates.
+
+    :param lower: Lower bound on A_eps, in [0, 1]; NaN where the loss gives none.
+    :param upper: Upper bound on A_eps: the accuracy that W-FGSM leaves.
+    :param clean: A, the clean accuracy.
+    :param ratio_lower: The bound on A_eps / A.
+    :param ratio_upper: The bound on A_eps / A.
+    """
+
+    lower: float
+    upper: float
+    clean: float
+    ratio_lower: float
+    ratio_upper: float
+
+
+def accuracy_bounds(
+    classifier: PyTorchClassifier,
+    x: Any,
+    y: Any,
+    p: float = 2,
+    norm: float | str = np.inf,
+    eps: float = 8 / 255,
+    loss: str = "redlr",
+    batch_size: int = 128,
+) -> AccuracyBounds:
+    """Compute the asymptotic first-order bounds on the adversarial accuracy under (W_p, l_r).
+
+    With V(0) the mean clean loss, W(0) its mean over misclassified samples (0 for ReDLR) and V the mean loss after
+    W-FGSM, R = A_eps / A lies between min{(W(0) - V(0) - eps Upsilon), (W(0) - V)} / (W(0) - V(0)) and the accuracy
+    after W-FGSM over A, up to o(eps). They say nothing certain at a given eps; the knapsack and certificates do.
+
+    :param classifier: A `PyTorchClassifier` whose network puts out logits.
+    :param x: Inputs, (N, ...).
+    :param y: True labels as indices or one-hot rows.
+    :param p: Order of the Wasserstein distance, in (1, inf].
+    :param norm: Ground norm: 1, 2, np.inf or "inf".
+    :param eps: Budget in input units.
+    :param loss: "redlr" or "ce". With "ce" and no misclassified sample there is no lower bound.
+    :param batch_size: Samples in one forward and backward pass.
+    :return: The bounds.
+    :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
+    :raises ValueError: If an argument does not fit.
+
+    Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, section 5.
+    """
+    _bridge.require_pytorch(accuracy_bounds, classifier)
+    loss = _checks.choice("loss", loss, ("redlr", "ce"))
+    inputs = _bridge.as_inputs(classifier, x)
+    labels = _bridge.as_labels(classifier, y, len(inputs))
+    attack = WassersteinFGM(classifier, p, norm, eps, loss, batch_size=batch_size, verbose=False)
+    adversarial = torch.from_numpy(attack.generate(inputs, labels))
+    slope = sensitivity(classifier, inputs, labels, p, norm, loss, batch_size)
+    objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))
+    with _bridge.undisturbed(classifier):
+        clean, attacked = (_values(objective, data, labels, batch_size, classifier) for data in (inputs, adversarial))
+    accuracy, left = clean.standing.double().mean().item(), attacked.standing.double().mean().item()
+    if accuracy == 0.0:
+        return AccuracyBounds(0.0, left, 0.0, math.nan, math.nan)
+    before, after = clean.losses.double().mean().item(), attacked.losses.double().mean().item()
+    missed = 0.0 if loss == "redlr" else clean.losses[~clean.standing].double().mean().item()
+    gap = missed - before
+    ratio = math.nan
+    if not math.isnan(gap):
+        ratio = max(0.0, min(gap - attack.eps * slope, missed - after) / gap) if gap > 0 else 0.0
+    return AccuracyBounds(ratio * accuracy, left, accuracy, ratio, left / accuracy)
+
+
+def _values(objective: Objective, x: Tensor, labels: Tensor, batch_size: int, classifier: PyTorchClassifier) -> Value:
+    device = classifier.device
+    rows = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+    values = [objective.value(x[batch].to(device), labels[batch].to(device)) for batch in rows]
+    return Value(torch.cat([v.losses for v in values]), torch.cat([v.standing for v in values]))
 
 
 def adversarial_accuracy(

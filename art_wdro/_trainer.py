@@ -14,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_wdro import _bridge, _checks
-from art_wdro._ascent import Ascent, ascend
+from art_wdro._ascent import Ascent, ascend, step_lengths
 from art_wdro._fine_tuner import Batch, FineTuner
 from art_wdro._geometry import power_mean
 from art_wdro._losses import PerSampleLoss, attack_objective
@@ -104,7 +104,8 @@ class DistributionalTRADESTrainer(FineTuner):
         self._attack_label = _checks.choice("attack_label", attack_label, ATTACK_LABELS)
         self._window = _checks.integer("window", window, 1)
         step = None if eps_step is None else _checks.real("eps_step", eps_step, 0.0, open_low=True)
-        self._relative_step = 1 / self._max_iter if step is None or self._eps == 0 else step / self._eps
+        relative = 1 / self._max_iter if step is None or self._eps == 0 else step / self._eps
+        self._steps = step_lengths(relative, self._max_iter)
         self._objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))
         self._pointwise = Objective(_bridge.logits_of(classifier), attack_objective("ce"))
 
@@ -169,8 +170,7 @@ class DistributionalTRADESTrainer(FineTuner):
             p=p,
             r=self._norm,
             budget=budget,
-            relative_step=self._relative_step,
-            steps=range(self._max_iter),
+            steps=self._steps,
             box=_bridge.box(self._classifier),
             batch_size=len(x),
             keep_best=False,

@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from art_wdro import WassersteinFGM, WassersteinPGD, sensitivity, wasserstein_distance
-from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, linear_problem, make_classifier
+from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, digits, linear_problem, make_classifier
 
 THREATS = list(itertools.product(ORDERS, NORMS))
 
@@ -532,3 +532,18 @@ def test_a_classifier_on_a_gpu(linear):
     x = torch.from_numpy(linear.x).cuda()
     on_gpu = WassersteinPGD(classifier, eps=0.05, verbose=False).generate(x, torch.from_numpy(linear.y).cuda())
     np.testing.assert_allclose(on_gpu, attack(linear_problem(), eps=0.05), atol=1e-4)
+
+
+def test_linear_schedule_falls_to_zero_and_attacks_harder(digits_classifier):
+    x, y = (part[:200] for part in digits()[1])
+    steps = WassersteinPGD(digits_classifier, eps=0.1, max_iter=4, schedule="linear", verbose=False)._steps()
+    np.testing.assert_allclose(steps, np.array([1.6, 1.2, 0.8, 0.4]))  # their sum is 4
+    own = WassersteinPGD(digits_classifier, eps=0.1, eps_step=0.025, max_iter=4, schedule="linear", verbose=False)
+    np.testing.assert_allclose(own._steps(), np.array([0.4, 0.3, 0.2, 0.1]))
+    accuracies = {}
+    for schedule in ("constant", "linear"):
+        strong = WassersteinPGD(digits_classifier, eps=0.08, max_iter=50, schedule=schedule, verbose=False)
+        adversarial = strong.generate(x, y)
+        assert wasserstein_distance(x, adversarial) <= 0.08 * (1 + 1e-6)
+        accuracies[schedule] = np.mean(digits_classifier.predict(adversarial).argmax(1) == y)
+    assert accuracies["linear"] < accuracies["constant"]

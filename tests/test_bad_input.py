@@ -96,6 +96,7 @@ BAD_PARAMETERS = [
 OF_ATTACKS = [
     ({"max_iter": -1}, ValueError, "max_iter is -1; allowed is a whole number >= 0"),
     ({"batch_size": 0}, ValueError, "batch_size is 0; allowed is a whole number >= 1"),
+    ({"schedule": "cosine"}, ValueError, "schedule is 'cosine'; allowed is one of 'constant', 'linear'"),
     ({"targeted": 1}, ValueError, "targeted is 1; allowed is True or False"),
     ({"summary_writer": 3}, ValueError, "summary_writer is 3; allowed are False, True, a path or"),
 ]
@@ -120,7 +121,7 @@ OF_TRAINERS = [
 def test_parameters_of_attacks(unasked, arguments, error, message):
     with pytest.raises(error, match=message):
         WassersteinPGD(unasked, **arguments)
-    if not arguments.keys() & {"eps_step", "max_iter"}:
+    if not arguments.keys() & {"eps_step", "max_iter", "schedule"}:
         with pytest.raises(error, match=message):
             WassersteinFGM(unasked, **arguments)
 

@@ -125,27 +125,29 @@ def closed_form(problem, norm: float) -> np.ndarray:
             found[i] = 0
             continue
         for j in set(range(len(w))) - {y}:
-            slope, gap = w[j] - w[y], scores[y] - scores[j]
+            slope = w[j] - w[y]
             room = np.full(len(x), np.inf)
             if problem.classifier.clip_values is not None:
                 room = np.where(slope > 0, 1 - x, x)
-            size = np.abs(slope)
-            if norm == math.inf:
-                gain = lambda t: size @ np.minimum(t, room) - gap  # noqa: E731
-                found[i] = min(found[i], brentq(gain, 0, 10) if gain(10) > 0 else np.inf)
-            elif norm == 2:
-                gain = lambda t: size @ np.minimum(t * size, room) - gap  # noqa: E731
-                if gain(1e3) > 0:
-                    found[i] = min(found[i], np.linalg.norm(np.minimum(brentq(gain, 0, 1e3) * size, room)))
-            else:
-                left, length = gap, 0.0
-                for k in np.argsort(-size):
-                    step = min(room[k], left / size[k])
-                    left, length = left - step * size[k], length + step
-                    if left <= 1e-12:
-                        found[i] = min(found[i], length)
-                        break
+            found[i] = min(found[i], distance_to_plane(np.abs(slope), scores[y] - scores[j], room, norm))
     return found
+
+
+def distance_to_plane(slope: np.ndarray, gap: float, room: np.ndarray, norm: float) -> float:
+    """min ||z||_r with <slope, z> >= gap and 0 <= z <= room, for slope >= 0."""
+    if norm == 1:  # steepest coordinates first
+        length = 0.0
+        for k in np.argsort(-slope):
+            step = min(room[k], gap / slope[k])
+            gap, length = gap - step * slope[k], length + step
+        return length if gap <= 1e-9 else np.inf
+
+    def point(t: float) -> np.ndarray:
+        return np.minimum(t if norm == np.inf else t * slope, room)
+
+    if slope @ point(1e3) < gap:
+        return np.inf
+    return np.linalg.norm(point(brentq(lambda t: slope @ point(t) - gap, 0, 1e3)), norm)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -228,7 +230,13 @@ def test_is_stronger_than_w_pgd_and_pointwise_as_strong_as_auto_pgd(digits_class
             other = WassersteinPGD(digits_classifier, eps=eps, max_iter=50, verbose=False)
         else:
             other = AutoProjectedGradientDescent(
-                digits_classifier, eps=eps, eps_step=eps / 4, max_iter=50, nb_random_init=1, loss_type=None, verbose=False
+                digits_classifier,
+                eps=eps,
+                eps_step=eps / 4,
+                max_iter=50,
+                nb_random_init=1,
+                loss_type=None,
+                verbose=False,
             )
         assert accuracy <= adversarial_accuracy(digits_classifier, x, y, other) + 0.01
         assert accuracy < adversarial_accuracy(digits_classifier, x, y, eps=0)

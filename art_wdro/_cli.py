@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""The command line `art-wdro`: evaluate, finetune, demo. Thin over the package; needs the extra `cli`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from art.exceptions import EstimatorError
+
+import art_wdro
+from art_wdro._data import Split, load_data
+from art_wdro._evaluation import evaluate as run_evaluation
+from art_wdro._files import write_atomically, write_text
+from art_wdro._models import load_classifier
+from art_wdro._report import Row
+from art_wdro._starts import perturb_weights, reinitialise_last_layer
+from art_wdro._trainer import UPSILON_ESTIMATES, DistributionalTRADESTrainer
+from art_wdro._training import CONSISTENCIES
+
+Command = Callable[..., None]
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]
+    """A number, a fraction such as 8/255, or inf."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the number."""
+        try:
+            above, _, below = str(value).partition("/")
+            return float(above) / float(below or 1)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is no number; allowed are numbers, fractions such as 8/255, and inf", param, ctx)
+
+
+PATH = click.Path(path_type=Path, dir_okay=False)
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+SHARED = _options(
+    click.option("--model", required=True, help="TorchScript or .pt2 file, module:function, or robustbench:NAME."),
+    click.option("--weights", type=PATH, help="State dict for the network."),
+    click.option("--model-dir", default="models", show_default=True, help="Where RobustBench keeps checkpoints."),
+    click.option("--dataset", default="cifar10", show_default=True, help="RobustBench's data set."),
+    click.option("--threat-model", default="Linf", show_default=True, help="RobustBench's threat model."),
+    click.option("--data", required=True, help="File .npz with x and y, torchvision:NAME, or a folder of images."),
+    click.option("--data-dir", default="data", show_default=True, help="Where torchvision finds data sets."),
+    click.option("--download", is_flag=True, help="Let torchvision fetch the data set."),
+    click.option("--image-size", type=click.IntRange(1), help="Resize and crop the images of a folder."),
+    click.option("--samples", type=click.IntRange(1), help="Use a random subset."),
+    click.option("--p", type=Number(), default=2, show_default=True, help="Order of the Wasserstein distance."),
+    click.option("--norm", type=Number(), default="inf", show_default=True, help="Ground norm: 1, 2 or inf."),
+    click.option("--eps", type=Number(), default="8/255", show_default=True, help="Budget, for inputs in [0, 1]."),
+    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of subset and training."),
+    click.option("--device", help="A torch device; by default CUDA where it is."),
+    click.option("--json", "json_file", type=PATH, help="File for the figures, kept up to date as they come."),
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(art_wdro.__version__, prog_name="art-wdro")
+def cli() -> None:
+    """Distributional (Wasserstein) robustness: evaluate and fine-tune PyTorch classifiers."""
+
+
+@cli.command()
+@SHARED
+@click.option("--knapsack-iter", type=click.IntRange(1), default=300, show_default=True, help="Gradients a sample.")
+@click.option("--autoattack/--no-autoattack", default=None, help="By default where it is installed.")
+@click.option("--markdown", "markdown_file", type=PATH, help="File for the table in Markdown.")
+@click.option("--figure", "figure_file", type=PATH, help="File for the curve of accuracy over eps.")
+@click.option("--arrays", "arrays_file", type=PATH, help="File .npz for inputs, labels and adversarial arrays.")
+def evaluate(
+    json_file: Path | None,
+    markdown_file: Path | None,
+    figure_file: Path | None,
+    arrays_file: Path | None,
+    knapsack_iter: int,
+    autoattack: bool | None,
+    **arguments: Any,
+) -> None:
+    """Evaluate a network: clean, W_inf, and W_p by W-PGD and the knapsack."""
+    data = _data(arguments).subset(arguments["samples"], arguments["seed"])
+    classifier = _classifier(arguments, data)
+    finished: list[dict[str, Any]] = []
+
+    def keep(row: Row) -> None:
+        finished.append(row.to_dict())
+        if json_file is not None:
+            write_text(json_file, json.dumps({"attacks": finished, "complete": False}, indent=1))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the report prints them
+        report = run_evaluation(
+            classifier,
+            data.x,
+            data.y,
+            p=arguments["p"],
+            norm=arguments["norm"],
+            eps=arguments["eps"],
+            batch_size=arguments["batch_size"],
+            knapsack_iter=knapsack_iter,
+            autoattack=autoattack,
+            keep_arrays=arrays_file is not None,
+            on_row=keep,
+        )
+    click.echo(str(report))
+    if json_file is not None:
+        found = report.to_dict() | {"seed": arguments["seed"], "complete": True}
+        write_text(json_file, json.dumps(found, indent=1, allow_nan=False))
+    if markdown_file is not None:
+        write_text(markdown_file, report.to_markdown() + "\n")
+    if figure_file is not None:
+        write_atomically(figure_file, report.save_figure)
+    if arrays_file is not None:
+        arrays: dict[str, Any] = {"x": data.x, "y": data.y, **report.arrays}
+        write_atomically(arrays_file, lambda path: np.savez(path, **arrays))
+
+
+@cli.command()
+@SHARED
+@click.option("--out", type=PATH, required=True, help="File for the state dict of the best epoch.")
+@click.option("--validation", type=click.IntRange(0), default=1000, show_default=True, help="Samples held out.")
+@click.option("--epochs", type=click.IntRange(0), default=20, show_default=True)
+@click.option("--learning-rate", type=Number(), default=0.01, show_default=True)
+@click.option("--start", type=click.Choice(["none", "perturb", "last-layer"]), default="none", show_default=True)
+@click.option("--beta", type=Number(), default=6, show_default=True, help="Weight of the consistency term.")
+@click.option("--gamma", type=Number(), default=0, show_default=True, help="Weight of the pointwise term.")
+@click.option("--max-iter", type=click.IntRange(1), default=20, show_default=True, help="Steps of the attack.")
+@click.option("--eta", type=Number(), default=1, show_default=True, help="Update rate of Upsilon.")
+@click.option("--upsilon", type=click.Choice(UPSILON_ESTIMATES), default="streaming", show_default=True)
+@click.option("--consistency", type=click.Choice(list(CONSISTENCIES)), default="kl", show_default=True)
+def finetune(
+    json_file: Path | None,
+    out: Path,
+    validation: int,
+    epochs: int,
+    learning_rate: float,
+    start: str,
+    **arguments: Any,
+) -> None:
+    """Fine-tune a network against a distributional threat; the best epoch so far is always on disk."""
+    data = _data(arguments, train=True).subset(arguments["samples"], arguments["seed"])
+    if validation >= len(data.x):
+        raise ValueError(f"validation is {validation}; allowed is less than the {len(data.x)} samples")
+    held, train = Split(data.x[:validation], data.y[:validation]), Split(data.x[validation:], data.y[validation:])
+    classifier = _classifier(arguments, data, learning_rate=learning_rate)
+    torch.manual_seed(arguments["seed"])
+    if start == "perturb":
+        perturb_weights(classifier, seed=arguments["seed"])
+    if start == "last-layer":
+        reinitialise_last_layer(classifier, seed=arguments["seed"])
+    names = ("p", "norm", "eps", "seed", "beta", "gamma", "max_iter", "eta", "upsilon", "consistency")
+    trainer = DistributionalTRADESTrainer(classifier, **{name: arguments[name] for name in names})
+
+    def keep(record: dict[str, Any], best: bool) -> None:
+        if best or not validation:
+            _save(classifier, out)
+        if json_file is not None:
+            write_text(json_file, json.dumps({"history": trainer.history, "complete": False}, indent=1))
+
+    trainer.fit(
+        *train,
+        validation_data=held if validation else None,
+        batch_size=arguments["batch_size"],
+        nb_epochs=epochs,
+        on_epoch=keep,
+    )
+    _save(classifier, out)
+    if json_file is not None:
+        found = {"history": trainer.history, "best_epoch": trainer.best_epoch, "complete": True}
+        write_text(json_file, json.dumps(found, indent=1))
+    for record in trainer.history:
+        shown = ("epoch", "loss", "clean_accuracy", "winf_accuracy", "wp_accuracy")
+        click.echo("  ".join(f"{k} {record[k]:.4g}" for k in shown if record[k] is not None))
+    click.echo(f"Saved {out}, epoch {trainer.best_epoch}")
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def demo(arguments: tuple[str, ...]) -> None:
+    """Train, fine-tune and evaluate a small network on real digits."""
+    try:
+        from art_wdro._demo import main as run_demo
+    except ImportError as error:
+        raise ImportError(f"the demo needs more packages ({error}): pip install 'art-wdro[demo]'") from error
+    run_demo(list(arguments), prog="art-wdro demo")
+
+
+def _data(arguments: dict[str, Any], train: bool = False) -> Split:
+    keys = ("data_dir", "download", "image_size")
+    return load_data(arguments["data"], train, *(arguments[key] for key in keys))
+
+
+def _classifier(arguments: dict[str, Any], data: Split, **more: Any) -> Any:
+    keys = ("weights", "device", "model_dir", "dataset", "threat_model")
+    return load_classifier(arguments["model"], data.x.shape[1:], **{key: arguments[key] for key in keys}, **more)
+
+
+def _save(classifier: Any, out: Path) -> None:
+    write_atomically(out, lambda path: torch.save(classifier.model.state_dict(), path))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: exit code 2 and one line for a usage error, 130 after Ctrl-C."""
+    try:
+        cli.main(args=arguments, prog_name="art-wdro", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("art-wdro: interrupted; what was finished is on disk", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        click.echo(f"art-wdro: {error.format_message()}", err=True)
+        sys.exit(2)
+    except (ValueError, TypeError, FileNotFoundError, ImportError, EstimatorError) as error:
+        click.echo(f"art-wdro: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: MIT
+"""One report of a classifier under pointwise and distributional threats, with the checks that make it meaningful."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from art_wdro import _bridge, _checks
+from art_wdro._attacks import WassersteinPGD
+from art_wdro._knapsack_attack import WassersteinKnapsack
+from art_wdro._losses import attack_objective
+from art_wdro._metrics import accuracy_bounds, sensitivity, wasserstein_distance
+from art_wdro._report import Report, Row
+from art_wdro._sensitivity import Objective
+
+NORM_NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
+"""What AutoAttack calls the ground norms."""
+
+
+def evaluate(
+    classifier: PyTorchClassifier,
+    x: Any,
+    y: Any,
+    *,
+    p: float = 2,
+    norm: float | str = np.inf,
+    eps: float = 8 / 255,
+    batch_size: int = 128,
+    knapsack_iter: int = 300,
+    autoattack: bool | None = None,
+    keep_arrays: bool = False,
+    on_row: Callable[[Row], None] | None = None,
+    verbose: bool = True,
+) -> Report:
+    """Evaluate a classifier: clean, pointwise by PGD and AutoAttack, distributional by W-PGD and the knapsack.
+
+    The figure to quote is the knapsack's: W-PGD is a heuristic for the same quantity and usually far above it.
+
+    :param classifier: A `PyTorchClassifier` whose network puts out logits.
+    :param x: Inputs, (N, ...), the whole data set: it shares the budget.
+    :param y: True labels as indices or one-hot rows.
+    :param p: Order of the Wasserstein distance, in (1, inf].
+    :param norm: Ground norm: 1, 2, np.inf or "inf".
+    :param eps: Budget in input units, pointwise and distributional alike.
+    :param batch_size: Samples in one forward and backward pass.
+    :param knapsack_iter: Gradient evaluations a sample in the search for least distances, at most.
+    :param autoattack: Whether to run the AutoAttack package (not ART's attack of that name): None runs it where it is
+        installed and the inputs lie in [0, 1].
+    :param keep_arrays: Keep the adversarial arrays in the report.
+    :param on_row: Called with each attack's figures as soon as they are there.
+    :param verbose: Show a progress bar over the attacks.
+    :return: The report; its `warnings` are also issued as `UserWarning`.
+    :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
+    :raises ValueError: If an argument does not fit.
+    :raises ImportError: If AutoAttack is asked for and not installed.
+    """
+    _bridge.require_pytorch(evaluate, classifier)
+    p, r = _checks.order(p), _checks.ground_norm(norm)
+    eps = _checks.real("eps", eps, 0.0)
+    inputs = _bridge.as_inputs(classifier, x)
+    labels = _bridge.as_labels(classifier, y, len(inputs))
+    threat: dict[str, Any] = {"norm": r, "eps": eps, "batch_size": batch_size, "verbose": False}
+    knapsack = WassersteinKnapsack(classifier, p=p, max_iter=knapsack_iter, **threat)
+    step = eps / 20 if eps > 0 else None
+    attacks: dict[str, WassersteinPGD | WassersteinKnapsack] = {
+        "PGD-20, CE": WassersteinPGD(classifier, p=math.inf, loss="ce", **threat),
+        "W-PGD-20, ReDLR, step eps/20 (paper)": WassersteinPGD(classifier, p=p, eps_step=step, **threat),
+        "W-PGD-100, ReDLR, linear": WassersteinPGD(classifier, p=p, max_iter=100, schedule="linear", **threat),
+        "knapsack": knapsack,
+    }
+    runs: list[tuple[str, float | None, Callable[[], tuple[np.ndarray, float]]]] = [
+        ("none", None, lambda: (inputs.cpu().numpy(), 0.0)),
+        *((name, attack.p, _runner(attack, inputs, labels)) for name, attack in attacks.items()),
+    ]
+    if _wants_autoattack(classifier, autoattack):
+        run = _autoattack_runner(classifier, inputs, labels, r, eps, batch_size)
+        runs.insert(2, ("AutoAttack, standard", math.inf, run))
+
+    found = _check_model(classifier, inputs, labels, batch_size)
+    rows: list[Row] = []
+    arrays: dict[str, np.ndarray] = {}
+    for name, order, run in tqdm(runs, desc="evaluate", leave=False, disable=not verbose):
+        started = time.perf_counter()
+        adversarial, gradients = run()
+        seconds = time.perf_counter() - started
+        accuracy = _accuracy(classifier, adversarial, labels, batch_size)
+        spent = 0.0 if order is None else wasserstein_distance(inputs, adversarial, order, r)
+        rows.append(Row(name, order, accuracy, spent, seconds, gradients))
+        arrays[name] = adversarial
+        if on_row is not None:
+            on_row(rows[-1])
+    if not math.isinf(p):  # pointwise from the same distances, at no cost
+        within = knapsack.distances_ <= eps
+        moved = torch.from_numpy(within).view(-1, *[1] * (inputs.dim() - 1))
+        pointwise = torch.where(moved, torch.from_numpy(knapsack.nearest_), inputs.cpu()).numpy()
+        accuracy = _accuracy(classifier, pointwise, labels, batch_size)
+        spent = wasserstein_distance(inputs, pointwise, math.inf, r)
+        rows.insert(-3, Row("knapsack's distances", math.inf, accuracy, spent, rows[-1].seconds, rows[-1].gradients))
+        if on_row is not None:
+            on_row(rows[-4])
+        arrays["knapsack's distances"] = pointwise
+        found += _check_order(rows)
+    report = Report(
+        p=p,
+        norm=r,
+        eps=eps,
+        samples=len(inputs),
+        rows=tuple(rows),
+        upsilon=sensitivity(classifier, inputs, labels, p, r, "redlr", batch_size),
+        bounds={
+            loss: accuracy_bounds(classifier, inputs, labels, p, r, eps, loss, batch_size) for loss in ("redlr", "ce")
+        },
+        distances=knapsack.distances_,
+        warnings=tuple(found),
+        arrays=arrays if keep_arrays else {},
+    )
+    for text in report.warnings:
+        warnings.warn(text, UserWarning, stacklevel=2)
+    return report
+
+
+def _runner(
+    attack: WassersteinPGD | WassersteinKnapsack, x: Tensor, labels: Tensor
+) -> Callable[[], tuple[np.ndarray, float]]:
+    def run() -> tuple[np.ndarray, float]:
+        adversarial = attack.generate(x, labels)
+        gradients = attack.gradients_ if isinstance(attack, WassersteinKnapsack) else float(attack.max_iter)
+        return adversarial, gradients
+
+    return run
+
+
+def _wants_autoattack(classifier: PyTorchClassifier, wanted: bool | None) -> bool:
+    bounds = _bridge.box(classifier)
+    unit = bounds is not None and bool((bounds[0] == 0).all() and (bounds[1] == 1).all())
+    images = len(classifier.input_shape) == 3
+    if wanted is None:
+        return unit and images and classifier.nb_classes >= 4 and _autoattack_class() is not None
+    if wanted and _autoattack_class() is None:
+        raise ImportError("autoattack is True and the package is not installed: pip install pyautoattack")
+    if wanted and not unit:
+        raise ValueError(f"autoattack is True; it needs clip_values (0, 1), and they are {classifier.clip_values}")
+    if wanted and not images:
+        raise ValueError(f"autoattack is True; it needs images (C, H, W), and inputs are {classifier.input_shape}")
+    if wanted and classifier.nb_classes < 4:
+        raise ValueError(f"autoattack is True; it needs 4 classes or more, and there are {classifier.nb_classes}")
+    return wanted
+
+
+def _autoattack_class() -> Any:
+    """Find AutoAttack under either of the names that its distributions install; they differ in some arguments too."""
+    for module in ("autoattack", "pyautoattack"):
+        try:
+            return import_module(module).AutoAttack
+        except ImportError:
+            continue
+    return None
+
+
+def _autoattack_runner(
+    classifier: PyTorchClassifier, x: Tensor, labels: Tensor, r: float, eps: float, batch_size: int
+) -> Callable[[], tuple[np.ndarray, float]]:
+    def run() -> tuple[np.ndarray, float]:
+        function = _bridge.logits_of(classifier)
+        evaluations = 0
+
+        def counted(batch: Tensor) -> Tensor:
+            nonlocal evaluations
+            evaluations += len(batch) * batch.requires_grad
+            return function(batch)
+
+        with _bridge.undisturbed(classifier):
+            cls, device = _autoattack_class(), classifier.device
+            quiet = {"verbose": False} if "verbose" in signature(cls).parameters else {}
+            attack = cls(counted, norm=NORM_NAMES[r], eps=eps, seed=0, device=str(device), **quiet)
+            attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classifier.nb_classes - 1)
+            size = "bs" if "bs" in signature(attack.run_standard_evaluation).parameters else "batch_size"
+            adversarial = attack.run_standard_evaluation(x.to(device), labels.to(device), **{size: batch_size})
+        adversarial = adversarial[0] if isinstance(adversarial, tuple) else adversarial
+        return adversarial.detach().cpu().numpy(), evaluations / len(x)
+
+    return run
+
+
+def _accuracy(classifier: PyTorchClassifier, x: np.ndarray, labels: Tensor, batch_size: int) -> float:
+    with _bridge.undisturbed(classifier):
+        predicted = _bridge.predicted_labels(classifier, torch.from_numpy(x), batch_size)
+    return float((predicted.cpu() == labels.cpu()).double().mean())
+
+
+def _check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_size: int) -> list[str]:
+    """Look for what makes an evaluation meaningless, on one batch.
+
+    Source: the checks of AutoAttack, Croce, Hein, 2020, arXiv:2003.01690.
+    """
+    found = []
+    x, labels = x[:batch_size].to(classifier.device), labels[:batch_size].to(classifier.device)
+    function = _bridge.logits_of(classifier)
+    with _bridge.undisturbed(classifier):
+        with torch.no_grad():
+            first, second = function(x).double(), function(x).double()
+        if (first >= 0).all() and (first <= 1).all() and torch.allclose(first.sum(1), first.new_ones(()), atol=1e-4):
+            found.append("the classifier puts out probabilities; ReDLR, DLR and margins need logits")
+        if not torch.allclose(first, second, rtol=1e-4, atol=1e-5):
+            found.append(
+                "two forward passes differ: the classifier is random, and gradients of one pass say little about it"
+            )
+        correct = first.argmax(1) == labels
+        if correct.any():
+            objective = Objective(function, attack_objective("redlr"))
+            _, gradient = objective.gradient(x[correct], labels[correct])
+            vanishing = (gradient.flatten(1) == 0).all(1).double().mean().item()
+            if vanishing > 0.01:
+                found.append(
+                    f"{100 * vanishing:.0f} % of the correctly classified samples have no gradient; attacks by "
+                    "gradient overrate such a classifier"
+                )
+    return found
+
+
+def _check_order(rows: list[Row]) -> list[str]:
+    """Compare the threats: the W_p ball holds the W_inf ball of equal eps, so it leaves no more accuracy."""
+    pointwise = min((row for row in rows if row.order == math.inf), key=lambda row: row.accuracy)
+    return [
+        f"{row.attack} leaves {100 * row.accuracy:.1f} % under {row.threat}, more than the "
+        f"{100 * pointwise.accuracy:.1f} % of {pointwise.attack} under W_inf, which is impossible for true values: "
+        "it is too weak here"
+        for row in rows
+        if row.order not in (None, math.inf) and row.accuracy > pointwise.accuracy
+    ]

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""The command line as a user runs it, in files of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from art_wdro import _files
+from art_wdro._cli import main
+from art_wdro._data import load_data
+from art_wdro._models import load_classifier
+from tests.conftest import DigitsNetwork, digits
+
+FACTORY = """
+import torch
+from tests.conftest import DigitsNetwork
+
+def network():
+    return DigitsNetwork()
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory, _trained_state):
+    """Digits as npz, and one network in every form."""
+    path = tmp_path_factory.mktemp("originals")
+    x, y = digits()[1]
+    np.savez(path / "digits.npz", x=(255 * x[:120, 0]).astype(np.uint8), y=y[:120])
+    model = DigitsNetwork()
+    model.load_state_dict(_trained_state)
+    model.eval()
+    torch.save(model.state_dict(), path / "weights.pth")
+    example = torch.zeros(2, 1, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(model, example).save(str(path / "network.pt"))
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path / "network.pt2")
+    (path / "factory.py").write_text(FACTORY)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, originals):
+    """A folder of one's own with everything in it."""
+    shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("factory", None)
+
+
+MODELS = [
+    ["--model", "network.pt"],
+    ["--model", "network.pt2"],
+    ["--model", "factory:network", "--weights", "weights.pth"],
+]
+QUICK = ["--samples", "40", "--no-autoattack", "--knapsack-iter", "20", "--eps", "1/20", "--device", "cpu"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("model", MODELS, ids=["torchscript", "exported", "factory"])
+def test_evaluate(folder, model, capsys):
+    files = ["--json", "out/a.json", "--markdown", "a.md", "--figure", "a.png", "--arrays", "a.npz"]
+    main(["evaluate", *model, "--data", "digits.npz", *QUICK, *files])
+    assert "knapsack" in capsys.readouterr().out
+    found = json.loads(Path("out/a.json").read_text())
+    assert found["complete"]
+    assert found["samples"] == 40
+    assert found["eps"] == 0.05
+    assert Path("a.md").read_text().startswith("| threat |")
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    with np.load("a.npz") as arrays:
+        assert arrays["knapsack"].shape == arrays["x"].shape == (40, 1, 8, 8)
+    assert not list(folder.rglob(".*-*"))  # no temporary file is left
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_form_of_a_network_is_the_same_network(folder):
+    forms = [load_classifier(m[1], (1, 8, 8), weights=Path(m[3]) if m[3:] else None, device="cpu") for m in MODELS]
+    x = digits()[1][0][:30]
+    for form in forms:
+        np.testing.assert_allclose(form.predict(x), forms[0].predict(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("start", ["none", "perturb", "last-layer"])
+def test_finetune(folder, start, capsys):
+    model = ["--model", "factory:network", "--weights", "weights.pth"]
+    more = ["--epochs", "2", "--validation", "30", "--batch-size", "32", "--max-iter", "3", "--start", start]
+    main(["finetune", *model, "--data", "digits.npz", "--out", "tuned.pth", "--json", "t.json", "--eps", "0.05", *more])
+    assert "Saved tuned.pth" in capsys.readouterr().out
+    found = json.loads(Path("t.json").read_text())
+    assert found["complete"]
+    assert len(found["history"]) == 2
+    before, after = (torch.load(name, weights_only=True) for name in ("weights.pth", "tuned.pth"))
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+    main(["evaluate", "--model", "factory:network", "--weights", "tuned.pth", "--data", "digits.npz", *QUICK])
+
+
+@pytest.mark.slow
+def test_interrupt_leaves_what_was_finished(folder):
+    command = [sys.executable, "-m", "art_wdro", "finetune", *MODELS[2], "--data", "digits.npz", "--out", "tuned.pth"]
+    command += ["--epochs", "100000", "--batch-size", "32", "--max-iter", "2", "--validation", "20", "--json", "t.json"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not Path("t.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; what was finished is on disk" in stderr
+    found = json.loads(Path("t.json").read_text())
+    assert not found["complete"]
+    assert found["history"]
+    DigitsNetwork().load_state_dict(torch.load("tuned.pth", weights_only=True))
+
+
+USAGE = [
+    (["evaluate"], "Missing option '--model'"),
+    (["evaluate", "--model", "x", "--data", "digits.npz"], "model is 'x'; allowed are a TorchScript file"),
+    (["evaluate", "--model", "no.pt", "--data", "digits.npz"], "model is 'no.pt', and there is no such file"),
+    (["evaluate", "--model", "weights.pth", "--data", "digits.npz"], "which is no TorchScript file"),
+    (["evaluate", "--model", "factory:no", "--data", "digits.npz"], "factory has no no"),
+    (["evaluate", "--model", "nowhere:no", "--data", "digits.npz"], "nowhere cannot be imported"),
+    (["evaluate", "--model", "factory:number", "--data", "digits.npz"], "which returns a int and no torch module"),
+    (
+        ["evaluate", *MODELS[0], "--weights", "no", "--data", "digits.npz"],
+        "weights are 'no', and there is no such file",
+    ),
+    (["evaluate", *MODELS[0], "--data", "no.npz"], "data is 'no.npz', and there is no such file"),
+    (["evaluate", *MODELS[0], "--data", "digits.csv"], "data is 'digits.csv'; allowed are a file .npz"),
+    (["evaluate", *MODELS[0], "--data", "torchvision:No"], "torchvision has no data set 'No'"),
+    (["evaluate", *MODELS[0], "--data", "torchvision:MNIST"], "data does not hold it"),
+    (["evaluate", *MODELS[0], "--data", "digits.npz", "--eps", "much"], "'much' is no number"),
+    (["evaluate", *MODELS[0], "--data", "digits.npz", "--norm", "3"], "norm is 3.0; allowed is one of 1, 2, inf"),
+    (
+        ["finetune", *MODELS[2], "--data", "digits.npz", "--out", "o", "--validation", "120"],
+        "validation is 120; allowed",
+    ),
+    (["nothing"], "No such command 'nothing'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), USAGE)
+def test_usage_errors_are_one_line_and_exit_with_2(folder, capsys, arguments, message):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["evaluate", "finetune", "demo"])
+def test_help(command, capsys):
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in ("--json", "--seed", "--device", command))
+
+
+def test_weights_of_another_network_are_refused(folder, capsys):
+    torch.save(nn.Linear(3, 2).state_dict(), "other.pth")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model", "factory:network", "--weights", "other.pth", "--data", "digits.npz"])
+    assert "which is no state dict of this network" in capsys.readouterr().err
+
+
+def test_folder_of_images(tmp_path):
+    for name, size in (("a", 10), ("b", 10), ("c", 14)):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.fromarray(np.full((size, size, 3), 100, np.uint8)).save(tmp_path / "set" / name / "1.png")
+    data = load_data(str(tmp_path / "set"), size=8)
+    assert data.x.shape == (3, 3, 8, 8)
+    assert data.y.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(data.x, 100 / 255, atol=1e-6)
+    with pytest.raises(ValueError, match="whose images have 2 different sizes; give a size"):
+        load_data(str(tmp_path / "set"))
+    with pytest.raises(ValueError, match="which is no folder of images"):
+        load_data(str(tmp_path / "set" / "a"))
+
+
+def test_npz_of_something_else(tmp_path):
+    np.savez(tmp_path / "a.npz", a=1)
+    with pytest.raises(ValueError, match="needed are x and y"):
+        load_data(str(tmp_path / "a.npz"))
+    np.savez(tmp_path / "b.npz", x=np.zeros((2, 3)), y=np.zeros(3))
+    with pytest.raises(ValueError, match="2 inputs and 3 labels"):
+        load_data(str(tmp_path / "b.npz"))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    _files.write_text(path, "old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        _files.write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

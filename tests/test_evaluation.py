@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""The report: figures recomputable from its arrays, its forms, its warnings; the first-order bounds."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from art_wdro import (
+    accuracy_bounds,
+    adversarial_accuracy,
+    evaluate,
+    knapsack_accuracy,
+    sensitivity,
+    wasserstein_distance,
+)
+from art_wdro._evaluation import _check_order
+from art_wdro._report import Row
+from tests.conftest import NORMS, digits, linear_problem, make_classifier
+
+
+@pytest.fixture(scope="module")
+def report(trained):
+    classifier, x, y = trained
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return evaluate(classifier, x, y, eps=0.05, autoattack=True, keep_arrays=True, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def trained(_trained_state):
+    from tests.conftest import DigitsNetwork
+
+    model = DigitsNetwork()
+    model.load_state_dict(_trained_state)
+    return make_classifier(model, (1, 8, 8), 10), *(part[:100] for part in digits()[1])
+
+
+def test_figures_can_be_computed_from_the_arrays(report, trained):
+    classifier, x, y = trained
+    assert {row.attack for row in report.rows} == set(report.arrays)
+    for row in report.rows:
+        adversarial = report.arrays[row.attack]
+        assert row.accuracy == np.mean(classifier.predict(adversarial).argmax(1) == y)
+        if row.order is not None:
+            assert row.spent == pytest.approx(wasserstein_distance(x, adversarial, row.order))
+            assert row.spent <= 0.05 * (1 + 1e-6)
+            assert row.gradients > 0
+    assert report.upsilon == pytest.approx(sensitivity(classifier, x, y), rel=1e-5)
+    assert report.accuracy(0.05) == knapsack_accuracy(report.distances, 0.05, 2)
+    assert report.accuracy([0.01, 0.02], np.inf).shape == (2,)
+
+
+def test_stronger_attacks_leave_less(report):
+    left = {row.attack: row.accuracy for row in report.rows}
+    assert left["knapsack"] <= left["W-PGD-100, ReDLR, linear"] <= left["W-PGD-20, ReDLR, step eps/20 (paper)"]
+    assert left["knapsack's distances"] <= left["AutoAttack, standard"] + 0.01
+    assert left["AutoAttack, standard"] <= left["PGD-20, CE"] < left["none"]
+
+
+def test_forms_of_the_report(report, tmp_path):
+    text, markdown, data = str(report), report.to_markdown(), json.loads(report.to_json())
+    for row in report.rows:
+        assert row.attack in text
+        assert f"| {row.threat} | {row.attack} | {100 * row.accuracy:.1f} |" in markdown
+    assert data["attacks"][0]["threat"] == "clean"
+    assert data["attacks"][0]["order"] is None
+    assert data["attacks"][1]["order"] == "inf"
+    assert data["norm"] == "inf"
+    assert len(data["distances"]) == data["samples"] == 100
+    assert data == report.to_dict()
+    report.save_figure(tmp_path / "curve.png", orders=(1,))
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pointwise_order_needs_no_extra_row(linear):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = evaluate(linear.classifier, linear.x, linear.y, p=np.inf, eps=0.02, knapsack_iter=30, verbose=False)
+    assert {row.threat for row in found.rows} == {"clean", "W_inf"}
+    assert found.to_dict()["p"] == "inf"
+
+
+def test_rows_are_told_as_they_come(linear):
+    told = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = evaluate(
+            linear.classifier, linear.x, linear.y, eps=0.02, autoattack=False, on_row=told.append, verbose=False
+        )
+    assert sorted(map(str, told)) == sorted(map(str, found.rows))
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------
+
+
+def warned(classifier, x, y) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = evaluate(classifier, x, y, eps=0.02, autoattack=False, knapsack_iter=20, verbose=False)
+    assert [str(w.message) for w in caught if w.category is UserWarning] == list(found.warnings)
+    return list(found.warnings)
+
+
+def test_probabilities_are_noticed(linear):
+    model = nn.Sequential(*linear.classifier.model, nn.Softmax(dim=1))
+    assert any(
+        "puts out probabilities" in text for text in warned(make_classifier(model, (30,), 5), linear.x, linear.y)
+    )
+    assert not any("probabilities" in text for text in warned(linear.classifier, linear.x, linear.y))
+
+
+def test_randomness_is_noticed(linear):
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear.classifier.model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.inner(x)
+            return out + 0.1 * torch.randn_like(out)
+
+    assert any(
+        "two forward passes differ" in text for text in warned(make_classifier(Noisy(), (30,), 5), linear.x, linear.y)
+    )
+
+
+def test_vanishing_gradients_are_noticed(linear):
+    class Saturated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear.classifier.model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(1e4 * self.inner(x)) + torch.arange(5)
+
+    x, y = linear.x, np.full(len(linear.x), 4)
+    assert any("have no gradient" in text for text in warned(make_classifier(Saturated(), (30,), 5), x, y))
+
+
+def test_more_accuracy_under_the_larger_threat_is_noticed():
+    rows = [
+        Row("none", None, 0.9, 0, 0, 0),
+        Row("PGD", math.inf, 0.5, 0, 0, 0),
+        Row("W-PGD", 2.0, 0.51, 0, 0, 0),
+        Row("knapsack", 2.0, 0.3, 0, 0, 0),
+    ]
+    (text,) = _check_order(rows)
+    assert "W-PGD leaves 51.0 % under W_2, more than the 50.0 % of PGD under W_inf" in text
+
+
+def test_figure_without_matplotlib_and_autoattack_that_does_not_fit(report, linear, monkeypatch, tmp_path):
+    own = builtins.__import__
+
+    def without(name, *arguments):
+        if name.split(".")[0] in ("matplotlib", "autoattack", "pyautoattack"):
+            raise ImportError(name)
+        return own(name, *arguments)
+
+    with pytest.raises(ValueError, match=r"autoattack is True; it needs clip_values \(0, 1\)"):
+        evaluate(linear_problem(clip_values=(-1, 2)).classifier, linear.x, linear.y, autoattack=True)
+    with pytest.raises(ValueError, match="it needs 4 classes or more, and there are 3"):
+        evaluate(make_classifier(nn.Flatten(), (1, 1, 3), 3), np.zeros((4, 1, 1, 3)), np.zeros(4), autoattack=True)
+    with pytest.raises(ValueError, match=r"it needs images \(C, H, W\), and inputs are \(30,\)"):
+        evaluate(linear.classifier, linear.x, linear.y, autoattack=True)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match="needs matplotlib: pip install"):
+        report.save_figure(tmp_path / "curve.png")
+    monkeypatch.setattr("art_wdro._evaluation.import_module", without)
+    with pytest.raises(ImportError, match="the package is not installed"):
+        evaluate(linear.classifier, linear.x, linear.y, autoattack=True)
+
+
+# --- first-order bounds -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("loss", ["redlr", "ce"])
+def test_bounds_follow_their_formula(digits_classifier, norm, loss):
+    x, y = (part[:150] for part in digits()[1])
+    eps = {1.0: 0.2, 2.0: 0.05, np.inf: 0.01}[norm]
+    found = accuracy_bounds(digits_classifier, x, y, norm=norm, eps=eps, loss=loss)
+    with torch.no_grad():
+        z = digits_classifier.model.eval()(torch.from_numpy(x)).double()
+    hit = z.argmax(1).numpy() == y
+    top = z.sort(dim=1, descending=True).values
+    if loss == "ce":
+        losses = (z.logsumexp(1) - z[range(150), y]).numpy()
+        missed = losses[~hit].mean()
+    else:
+        losses = np.where(hit, -((top[:, 0] - top[:, 1]) / (top[:, 0] - top[:, 2])).numpy(), 0)
+        missed = 0.0
+    gap = missed - losses.mean()
+    first_order = (gap - eps * sensitivity(digits_classifier, x, y, norm=norm, loss=loss)) / gap
+    assert found.clean == hit.mean()
+    assert found.ratio_lower <= max(first_order, 0) + 1e-6
+    assert found.ratio_lower == pytest.approx(max(first_order, 0), abs=0.1)
+    assert found.lower <= found.upper <= found.clean
+    assert found.lower == pytest.approx(found.ratio_lower * found.clean)
+    assert found.upper == pytest.approx(found.ratio_upper * found.clean)
+    if loss == "redlr":  # for a small eps they hold
+        assert found.lower <= adversarial_accuracy(digits_classifier, x, y, norm=norm, eps=eps) + 0.02
+
+
+def test_bounds_at_the_edges(linear):
+    same = accuracy_bounds(linear.classifier, linear.x, linear.y, eps=0)
+    assert same.lower == pytest.approx(same.clean)
+    assert same.upper == same.clean == pytest.approx(0.9)
+    right = linear.classifier.predict(linear.x).argmax(1)
+    assert math.isnan(accuracy_bounds(linear.classifier, linear.x, right, loss="ce").lower)
+    assert accuracy_bounds(linear.classifier, linear.x, (right + 1) % 5).upper == 0.0
+    with pytest.raises(ValueError, match="loss is 'dlr'; allowed is one of 'redlr', 'ce'"):
+        accuracy_bounds(linear.classifier, linear.x, linear.y, loss="dlr")
