@@ -20,6 +20,7 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.demo
+	$(BIN)/python benchmarks/evaluation.py digits --json runs/evaluation_digits.json
 	$(BIN)/python benchmarks/upsilon_estimates.py $(ARGS)
 
 art-suite: $(VENV)/.test

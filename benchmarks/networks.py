@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Robust networks to measure on: trained once by trainers of ART, then kept on disk.
 
+    python benchmarks/networks.py digits
     python benchmarks/networks.py fashion-mnist --data-dir DIR
     python benchmarks/networks.py cifar10 --data-dir DIR
 
@@ -20,6 +21,7 @@ import torch
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerFBFPyTorch, AdversarialTrainerMadryPGD
 from art.estimators.classification import PyTorchClassifier
+from sklearn.datasets import load_digits
 from torch import nn
 
 from art_wdro import adversarial_accuracy
@@ -36,7 +38,11 @@ class Setting(NamedTuple):
     pgd_steps: int | None
 
 
-SETTINGS = {"fashion-mnist": Setting(0.1, 20000, 6, 7), "cifar10": Setting(8 / 255, 25000, 14, None)}
+SETTINGS = {
+    "digits": Setting(0.1, 1297, 20, 7),
+    "fashion-mnist": Setting(0.1, 20000, 6, 7),
+    "cifar10": Setting(8 / 255, 25000, 14, None),
+}
 
 
 class Split(NamedTuple):
@@ -92,15 +98,15 @@ def small_resnet(channels: int, classes: int, width: int = 32) -> nn.Module:
     )
 
 
-def small_cnn(channels: int, classes: int) -> nn.Module:
-    """Return three convolutions and two linear layers for images of 28 by 28."""
+def small_cnn(channels: int, classes: int, side: int) -> nn.Module:
+    """Return two convolutions and two linear layers for images of `side` by `side`."""
     return Network(
         nn.Conv2d(channels, 16, 4, 2, 1),
         nn.ReLU(),
         nn.Conv2d(16, 32, 4, 2, 1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 128),
+        nn.Linear(32 * (side // 4) ** 2, 128),
         nn.ReLU(),
         nn.Linear(128, classes),
     )
@@ -112,8 +118,15 @@ def read_bytes(file: str, header: int) -> np.ndarray:
         return np.frombuffer(stream.read(), np.uint8, offset=header)
 
 
-def load(directory: Path, train: bool) -> Split:
-    """Load one part of a data set."""
+def load(name: str, directory: Path | None, train: bool) -> Split:
+    """Load one part of a data set, in a fixed random order."""
+    if name == "digits":
+        digits = load_digits()
+        order = np.random.default_rng(0).permutation(len(digits.target))
+        order = order[:1297] if train else order[1297:]
+        return Split((digits.images[order, None] / 16).astype(np.float32), digits.target[order])
+    if directory is None:
+        raise SystemExit(f"{name} needs --data-dir")
     file = directory / ("train.npz" if train else "test.npz")
     if file.exists():
         with np.load(file) as data:
@@ -130,7 +143,11 @@ def load(directory: Path, train: bool) -> Split:
 def classifier_for(name: str) -> PyTorchClassifier:
     """Return the untrained classifier of a data set."""
     torch.manual_seed(0)
-    model, shape = (small_resnet(3, 10), (3, 32, 32)) if name == "cifar10" else (small_cnn(1, 10), (1, 28, 28))
+    if name == "cifar10":
+        model, shape = small_resnet(3, 10), (3, 32, 32)
+    else:
+        shape = (1, 8, 8) if name == "digits" else (1, 28, 28)
+        model = small_cnn(1, 10, shape[-1])
     return PyTorchClassifier(
         model,
         loss=nn.CrossEntropyLoss(),
@@ -141,7 +158,7 @@ def classifier_for(name: str) -> PyTorchClassifier:
     )
 
 
-def robust_network(name: str, directory: Path) -> PyTorchClassifier:
+def robust_network(name: str, directory: Path | None) -> PyTorchClassifier:
     """Return the trained classifier: from disk, or trained now and kept."""
     classifier, file = classifier_for(name), KEPT / f"{name}.pt"
     if file.exists():
@@ -149,7 +166,7 @@ def robust_network(name: str, directory: Path) -> PyTorchClassifier:
         classifier.model.eval()
         return classifier
     setting = SETTINGS[name]
-    train = Split(*(part[: setting.train_samples] for part in load(directory, train=True)))
+    train = Split(*(part[: setting.train_samples] for part in load(name, directory, train=True)))
     np.random.seed(0)
     y = np.eye(10, dtype=np.float32)[train.y]
     if setting.pgd_steps is None:
@@ -176,10 +193,10 @@ def main() -> None:
     """Train a network if it is not there, and say how robust it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=tuple(SETTINGS))
-    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--data-dir", type=Path)
     args = parser.parse_args()
     classifier = robust_network(args.name, args.data_dir)
-    test = Split(*(part[:1000] for part in load(args.data_dir, train=False)))
+    test = Split(*(part[:1000] for part in load(args.name, args.data_dir, train=False)))
     eps = SETTINGS[args.name].eps
     pgd = ProjectedGradientDescent(classifier, eps=eps, eps_step=eps / 8, max_iter=20, batch_size=250, verbose=False)
     print(f"{sum(p.numel() for p in classifier.model.parameters())} parameters")
