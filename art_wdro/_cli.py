@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from art.exceptions import EstimatorError
 
 import art_wdro
-from art_wdro._data import Split, load_data
+from art_wdro._data import Split, draw, load_data
 from art_wdro._evaluation import evaluate as run_evaluation
-from art_wdro._files import write_atomically, write_text
+from art_wdro._files import check_target, write_atomically, write_text
 from art_wdro._models import load_classifier
 from art_wdro._report import Row
 from art_wdro._starts import perturb_weights, reinitialise_last_layer
@@ -69,7 +70,7 @@ SHARED = _options(
     click.option("--norm", type=Number(), default="inf", show_default=True, help="Ground norm: 1, 2 or inf."),
     click.option("--eps", type=Number(), default="8/255", show_default=True, help="Budget, for inputs in [0, 1]."),
     click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of subset and training."),
+    click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed."),
     click.option("--device", help="A torch device; by default CUDA where it is."),
     click.option("--json", "json_file", type=PATH, help="File for the figures, kept up to date as they come."),
 )
@@ -98,16 +99,26 @@ def evaluate(
     **arguments: Any,
 ) -> None:
     """Evaluate a network: clean, W_inf, and W_p by W-PGD and the knapsack."""
-    data = _data(arguments).subset(arguments["samples"], arguments["seed"])
+    files = _targets(json=json_file, markdown=markdown_file, figure=figure_file, arrays=arrays_file)
+    if figure_file is not None:
+        _check_figure(figure_file)
+    whole = _data(arguments)
+    indices = draw(len(whole.x), arguments["samples"], arguments["seed"])
+    data = whole.choose(indices)
     classifier = _classifier(arguments, data)
-    finished: list[dict[str, Any]] = []
+    setting = {key: str(arguments[key]) for key in ("model", "data", "p", "norm", "eps", "seed")}
+    rows: list[dict[str, Any]] = []
+    arrays: dict[str, Any] = {"x": data.x, "y": data.y, "indices": indices}
 
-    def keep(row: Row) -> None:
-        finished.append(row.to_dict())
+    def keep(row: Row, adversarial: np.ndarray) -> None:
+        rows.append(row.to_dict())
         if json_file is not None:
-            write_text(json_file, json.dumps({"attacks": finished, "complete": False}, indent=1))
+            write_text(json_file, json.dumps({"setting": setting, "attacks": rows, "complete": False}, indent=1))
+        if arrays_file is not None:
+            arrays[row.attack] = adversarial
+            _save_arrays(arrays, arrays_file)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _telling(files):
         warnings.simplefilter("ignore", UserWarning)  # the report prints them
         report = run_evaluation(
             classifier,
@@ -119,20 +130,16 @@ def evaluate(
             batch_size=arguments["batch_size"],
             knapsack_iter=knapsack_iter,
             autoattack=autoattack,
-            keep_arrays=arrays_file is not None,
             on_row=keep,
         )
     click.echo(str(report))
     if json_file is not None:
-        found = report.to_dict() | {"seed": arguments["seed"], "complete": True}
+        found = report.to_dict() | {"setting": setting, "indices": indices.tolist(), "complete": True}
         write_text(json_file, json.dumps(found, indent=1, allow_nan=False))
     if markdown_file is not None:
         write_text(markdown_file, report.to_markdown() + "\n")
     if figure_file is not None:
         write_atomically(figure_file, report.save_figure)
-    if arrays_file is not None:
-        arrays: dict[str, Any] = {"x": data.x, "y": data.y, **report.arrays}
-        write_atomically(arrays_file, lambda path: np.savez(path, **arrays))
 
 
 @cli.command()
@@ -158,7 +165,9 @@ def finetune(
     **arguments: Any,
 ) -> None:
     """Fine-tune a network against a distributional threat; the best epoch so far is always on disk."""
-    data = _data(arguments, train=True).subset(arguments["samples"], arguments["seed"])
+    files = _targets(json=json_file, out=out)
+    data = _data(arguments, train=True)
+    data = data.choose(np.random.default_rng(arguments["seed"]).permutation(len(data.x))[: arguments["samples"]])
     if validation >= len(data.x):
         raise ValueError(f"validation is {validation}; allowed is less than the {len(data.x)} samples")
     held, train = Split(data.x[:validation], data.y[:validation]), Split(data.x[validation:], data.y[validation:])
@@ -177,13 +186,14 @@ def finetune(
         if json_file is not None:
             write_text(json_file, json.dumps({"history": trainer.history, "complete": False}, indent=1))
 
-    trainer.fit(
-        *train,
-        validation_data=held if validation else None,
-        batch_size=arguments["batch_size"],
-        nb_epochs=epochs,
-        on_epoch=keep,
-    )
+    with _telling(files):
+        trainer.fit(
+            *train,
+            validation_data=held if validation else None,
+            batch_size=arguments["batch_size"],
+            nb_epochs=epochs,
+            on_epoch=keep,
+        )
     _save(classifier, out)
     if json_file is not None:
         found = {"history": trainer.history, "best_epoch": trainer.best_epoch, "complete": True}
@@ -215,6 +225,43 @@ def _classifier(arguments: dict[str, Any], data: Split, **more: Any) -> Any:
     return load_classifier(arguments["model"], data.x.shape[1:], **{key: arguments[key] for key in keys}, **more)
 
 
+def _targets(**files: Path | None) -> list[Path]:
+    """Check that all files can be written, before any work is done for them."""
+    given = {name: path for name, path in files.items() if path is not None}
+    for name, path in given.items():
+        check_target(path, name)
+    return list(given.values())
+
+
+def _check_figure(path: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("figure needs matplotlib: pip install 'art-wdro[plots]'") from None
+    endings = Figure().canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:] not in endings:
+        raise ValueError(f"figure is '{path}'; allowed endings are {', '.join('.' + ending for ending in endings)}")
+
+
+@contextmanager
+def _telling(files: list[Path]) -> Iterator[None]:
+    """Say after Ctrl-C where the finished parts are."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        there = [str(path) for path in files if path.exists()]
+        click.echo(f"finished parts are in {', '.join(there)}" if there else "no part was saved", err=True)
+        raise
+
+
+def _save_arrays(arrays: dict[str, Any], file: Path) -> None:
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:  # NumPy would add an ending to a name
+            np.savez(stream, **arrays)
+
+    write_atomically(file, write)
+
+
 def _save(classifier: Any, out: Path) -> None:
     write_atomically(out, lambda path: torch.save(classifier.model.state_dict(), path))
 
@@ -224,11 +271,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         cli.main(args=arguments, prog_name="art-wdro", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("art-wdro: interrupted; what was finished is on disk", err=True)
+        click.echo("art-wdro: interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
         click.echo(f"art-wdro: {error.format_message()}", err=True)
         sys.exit(2)
-    except (ValueError, TypeError, FileNotFoundError, ImportError, EstimatorError) as error:
+    except (ValueError, TypeError, OSError, ImportError, EstimatorError, FloatingPointError) as error:
         click.echo(f"art-wdro: {' '.join(str(error).split())}", err=True)
         sys.exit(2)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,24 +16,52 @@ class Split(NamedTuple):
     x: np.ndarray
     y: np.ndarray
 
-    def subset(self, count: int | None, seed: int) -> Split:
-        """Draw `count` samples without replacement, or take all in a random order if there are no more."""
-        order = np.random.default_rng(seed).permutation(len(self.x))[:count]
-        return Split(self.x[order], self.y[order])
+    def choose(self, indices: np.ndarray) -> Split:
+        """Return the samples with these indices."""
+        return Split(self.x[indices], self.y[indices])
+
+
+def draw(count: int, wanted: int | None, seed: int) -> np.ndarray:
+    """Draw indices without replacement and return them in order; all of them if no fewer are wanted."""
+    if wanted is None or wanted >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])
 
 
 def as_images(x: np.ndarray) -> np.ndarray:
     """Turn bytes (N, H, W) or (N, H, W, C), or floats in [0, 1], into float32 images (N, C, H, W).
 
     Arrays of two dimensions, and images that have their channels first already, keep their shape.
+
+    :raises ValueError: If the values are neither bytes nor numbers in [0, 1].
     """
-    scale = 255 if x.dtype == np.uint8 or x.max() > 1 else 1
-    x = (x / scale).astype(np.float32)
+    if x.dtype.kind not in "fiub":
+        raise ValueError(f"x has the dtype {x.dtype}; allowed are bytes and numbers in [0, 1]")
+    x = np.asarray(x / 255 if x.dtype == np.uint8 and x.ndim > 2 else x, dtype=np.float32)
+    if x.size and not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(f"x lies in [{x.min():g}, {x.max():g}]; allowed are images in bytes and numbers in [0, 1]")
     if x.ndim == 3:
         return x[:, None]
     if x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     return x
+
+
+def as_classes(y: np.ndarray, count: int) -> np.ndarray:
+    """Turn labels (N,), (N, 1) or one-hot rows (N, K) into class indices (N,).
+
+    :raises ValueError: If there are not `count` of them, or they are no whole numbers.
+    """
+    if y.dtype.kind not in "fiub":
+        raise ValueError(f"y has the dtype {y.dtype}; allowed are class indices and one-hot rows")
+    if y.ndim == 2 and y.shape[1] > 1:
+        y = y.argmax(1)
+    y = y.reshape(-1)
+    if len(y) != count or count == 0:
+        raise ValueError(f"x holds {count} inputs and y {len(y)} labels; needed is one each")
+    if not np.array_equal(y, np.floor(y)):
+        raise ValueError("y holds labels that are no whole numbers")
+    return y.astype(np.int64)
 
 
 def load_data(
@@ -65,13 +94,14 @@ def load_data(
         raise ValueError(f"data is {source!r}; allowed are a file .npz, torchvision:NAME or a folder of images")
     if not path.is_file():
         raise FileNotFoundError(f"data is {source!r}, and there is no such file")
-    with np.load(path) as data:
-        if not {"x", "y"} <= set(data.files):
-            raise ValueError(f"data is {source!r}, which holds {data.files}; needed are x and y")
-        x, y = data["x"], data["y"].reshape(-1)
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"data is {source!r}, which holds {len(x)} inputs and {len(y)} labels; needed is one each")
-    return Split(as_images(x), y.astype(np.int64))
+    try:
+        with path.open("rb") as stream, np.load(stream) as data:
+            if not {"x", "y"} <= set(data.files):
+                raise ValueError(f"it holds {data.files}; needed are x and y")
+            x = as_images(data["x"])
+            return Split(x, as_classes(data["y"], len(x)))
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(f"data is {source!r}, which cannot be used: {error or type(error).__name__}") from error
 
 
 def _torchvision() -> Any:
@@ -87,13 +117,15 @@ def _from_torchvision(name: str, train: bool, directory: str | Path, download: b
     if not isinstance(cls, type):
         raise ValueError(f"data is 'torchvision:{name}', and torchvision has no data set {name!r}")
     try:
-        part = cls(directory, train=train, download=download)
-    except TypeError:
-        part = cls(directory, split="train" if train else "test", download=download)
+        try:
+            part = cls(directory, train=train, download=download)
+        except TypeError:
+            part = cls(directory, split="train" if train else "test", download=download)
     except RuntimeError as error:
         raise FileNotFoundError(f"data is 'torchvision:{name}', and {directory} does not hold it: {error}") from error
     labels = part.targets if hasattr(part, "targets") else part.labels
-    return Split(as_images(np.asarray(part.data)), np.asarray(labels).astype(np.int64))
+    x = as_images(np.asarray(part.data))
+    return Split(x, as_classes(np.asarray(labels), len(x)))
 
 
 def _from_folder(path: Path, size: int | None) -> Split:

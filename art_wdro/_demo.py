@@ -12,7 +12,7 @@ import argparse
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ EPS = {"digits": 0.1, "fashion-mnist": 0.1, "cifar10": 8 / 255, "npz": 8 / 255}
 def load(args: argparse.Namespace) -> tuple[Split, Split]:
     """Return a training and a test part."""
     if args.npz:
-        whole = load_data(str(args.npz)).subset(None, seed=0)
+        whole = load_data(str(args.npz))
+        whole = whole.choose(np.random.default_rng(0).permutation(len(whole.x)))
         cut = len(whole.x) * 4 // 5
         return Split(whole.x[:cut], whole.y[:cut]), Split(whole.x[cut:], whole.y[cut:])
     if args.data == "digits":
@@ -44,7 +45,7 @@ def load(args: argparse.Namespace) -> tuple[Split, Split]:
 
         digits = load_digits()
         order = np.random.default_rng(0).permutation(len(digits.target))
-        x, y = as_images(digits.images * (255 / 16))[order], digits.target[order]
+        x, y = as_images(digits.images / 16)[order], digits.target[order]
         return Split(x[:1297], y[:1297]), Split(x[1297:], y[1297:])
     source = {"fashion-mnist": "torchvision:FashionMNIST", "cifar10": "torchvision:CIFAR10"}[args.data]
     train, test = (load_data(source, train, args.data_dir, args.download) for train in (True, False))
@@ -197,11 +198,17 @@ def save_figure(
     print(f"Figure saved as {args.figure}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def parse(arguments: list[str] | None, prog: str | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--data", choices=("digits", "fashion-mnist", "cifar10"), default="digits")
     source.add_argument("--npz", type=Path, help="file with x, bytes (N, H, W[, C]) or floats in [0, 1], and y (N,)")
@@ -213,7 +220,7 @@ def parse(arguments: list[str] | None, prog: str | None = None) -> argparse.Name
     parser.add_argument("--train-samples", type=int, help="use only so many training images")
     parser.add_argument("--test-samples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--figure", type=Path, default=Path("runs/demo.png"))
     parser.add_argument("--json", type=Path, help="file for the table and the history")
     args = parser.parse_args(arguments)

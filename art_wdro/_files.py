@@ -15,6 +15,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     :param path: Where the file goes; its directory is made if need be.
     :param write: Writes to the path that it is given, which has the same ending.
     """
+    path = path.resolve()  # a link keeps pointing where it points
+    if path.exists() and not path.is_file():
+        write(path)  # a pipe or a device cannot be replaced
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
@@ -23,10 +27,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(path.stat().st_mode if path.exists() else 0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_target(path: Path, name: str) -> None:
+    """Refuse a path that no file can be written to, before any work is done for it.
+
+    :raises ValueError: If it is a directory, or its parent is none or may not be written to.
+    """
+    parent = path.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"{name} is '{path}', where no file can be written")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -104,7 +104,8 @@ def sample_direction(gradient: Tensor, r: float, movable: Tensor | None = None) 
         return gradient.sign()
     flat = gradient.flatten(1)
     if r == 2.0:
-        norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        # the squares of a tiny gradient would underflow in float32
+        norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True, dtype=torch.float64).to(flat.dtype)
         return (flat / torch.where(norms > 0, norms, 1.0)).view_as(gradient)
     if r == 1.0:
         size = flat.abs() if movable is None else flat.abs() * movable.flatten(1)
@@ -202,10 +203,13 @@ def project_on_balls(delta: Tensor, radii: Tensor, r: float) -> Tensor:
 
 
 def project_in_box(delta: Tensor, radii: Tensor, r: float, lower: Tensor, upper: Tensor) -> Tensor:
-    """Project each delta_i on its ball inside a box: argmin ||z - delta_i||_2, ||z||_r <= radii_i, lower <= z <= upper.
+    """Project each delta_i on its ball inside a box: argmin ||z - delta_i||_2.
+
+    The minimum is over ||z||_r <= radii_i and lower <= z <= upper.
 
     Clipping after :func:`project_on_balls` would leave a part of the radius unused. The solution is
-    clip(shrink(delta_i)), where shrink scales (l_2) or lowers all sizes (l_1) by one number, found by bisection.
+    clip(shrink(delta_i)), where shrink scales (l_2) or lowers all sizes (l_1) by one number, found by bisection: for
+    l_1 to 2^-24 of the largest |delta_i|, which a radius should not fall below.
 
     :param delta: Perturbations, (N, ...).
     :param radii: Radii in input units, (N,).
@@ -224,7 +228,8 @@ def project_in_box(delta: Tensor, radii: Tensor, r: float, lower: Tensor, upper:
         return torch.minimum(size * by if r == 2.0 else (size - by).clamp(min=0.0), room)
 
     # the norm of the result grows with `most` for l_2 and falls with it for l_1
-    least = torch.zeros_like(radii)
+    length = sample_norms(delta, r)
+    least = (radii / torch.where(length > 0, length, 1.0)).clamp(max=1.0) if r == 2.0 else torch.zeros_like(radii)
     most = torch.ones_like(radii) if r == 2.0 else sample_norms(delta, math.inf)
     inside = sample_norms(torch.minimum(size, room), r) <= radii
     for _ in range(BISECTIONS):

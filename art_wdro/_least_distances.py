@@ -36,8 +36,12 @@ FIRST_CHANGE, LAST_CHANGE = 0.05, 0.001
 INERTIA = 0.25
 WORTHWHILE = 2.0
 """A further class is searched where its distance to first order is below so many times the distance found."""
-CERTAIN = 1e-5
-"""Margin, relative to the largest logit, from which a class counts as changed: a prediction in other batches agrees."""
+CERTAIN = 3e-6
+"""Margin, relative to the two logits compared, from which a class counts as changed.
+
+Predictions in other batches then agree. It is some 25 units in the last place of float32, and Newton's rule aims at
+twice as much.
+"""
 
 
 class LeastDistances(NamedTuple):
@@ -130,16 +134,20 @@ class _Search:
             return
         leading, classes, estimates = self._nearest_classes(count)
         left = max_iter - classes.shape[1]
-        runs = min(max(1, round(left / STEPS_OF_A_RUN)), classes.shape[1] + 1)
+        runs = min(max(1, round(left / STEPS_OF_A_RUN)), classes.shape[1] + 1) if classes.shape[1] > 1 else 1
+        # where the leading class is the nearest one anyway, a run along it would only repeat the first
+        same = leading == classes[:, 0]
         for number in range(runs):
             steps = left // runs + (number < left % runs)
-            column = max(0, number - 1)
             if number == 0:
                 self._descend(classes[:, 0], steps)
-            elif number == 1:
-                self._among(leading != classes[:, 0], None, steps)
-            else:
-                self._among(estimates[:, column] < WORTHWHILE * self.radius, classes[:, column], steps)
+                continue
+            if number == 1:
+                self._among(~same, None, steps)
+            for group, column in ((same, number), (~same, number - 1)):
+                if 0 < column < classes.shape[1]:
+                    worthwhile = estimates[:, column] < WORTHWHILE * self.radius
+                    self._among(group & worthwhile, classes[:, column], steps)
 
     def _among(self, chosen: Tensor, target: Tensor | None, steps: int) -> None:
         """Search on for the chosen samples; the others are done."""
@@ -192,12 +200,15 @@ class _Search:
             radius = torch.minimum(torch.where(margin > 0, shorter, longer), self.radius * (1 - change))
             radius = torch.minimum(radius, self.reach)
             moved = self._project(delta + self._direction(gradient) * per_sample(length * radius, x), radius)
-            moved = self._project(delta + (1 - INERTIA) * (moved - delta) + INERTIA * velocity, radius)
+            if step > 0:
+                moved = self._project(delta + (1 - INERTIA) * (moved - delta) + INERTIA * velocity, radius)
             velocity = moved - delta
             point = displace(x, moved).clamp(*self.box)
+        with torch.no_grad():
+            self._offer(point, as_float(self.logits_of(point)))
 
     def _evaluate(self, point: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return margin and usable gradient towards the target at `point`, and keep the points of another class."""
+        """Return how far the margin towards the target exceeds what counts, and its usable gradient; offer `point`."""
         point = point.detach().requires_grad_()
         with torch.enable_grad():
             logits = as_float(self.logits_of(point))
@@ -208,12 +219,19 @@ class _Search:
             (gradient,) = torch.autograd.grad(margin.sum(), point)
         self.gradients += len(point)
         point = point.detach()
+        certain = self._offer(point, logits.detach())
+        return margin.detach().double() - 2 * certain, self._usable(gradient, point)
+
+    def _offer(self, point: Tensor, logits: Tensor) -> Tensor:
+        """Keep the points of another class that are nearer than those found; return the margin that counts as one."""
+        own = logits.gather(1, self.labels)[:, 0]
+        other = logits.scatter(1, self.labels, -torch.inf).amax(1)
+        certain = CERTAIN * torch.maximum(own.abs(), other.abs())
         norm = sample_norms(point - self.x, self.r)
-        changed = differences.detach().amax(1) > CERTAIN * logits.detach().abs().amax(1)
-        nearer = changed & (norm < self.radius)
+        nearer = (other - own > certain) & (norm < self.radius)
         self.radius = torch.where(nearer, norm, self.radius)
         self.nearest = torch.where(per_sample(nearer, point) > 0, point, self.nearest)
-        return margin.detach().double(), self._usable(gradient, point)
+        return certain.double()
 
     def _usable(self, gradient: Tensor, point: Tensor) -> Tensor:
         """Zero the gradient where the box or the mask holds a coordinate, and where it is not finite."""

@@ -50,7 +50,7 @@ def load_classifier(
         if weights is None:
             return as_classifier(model, tuple(classifier.input_shape), classifier.nb_classes, device, learning_rate)
     elif Path(source).suffix in (".pt", ".pth", ".ts", ".pt2"):
-        model = _from_file(Path(source))
+        model = _from_file(Path(source), device)
     elif name:
         model = _from_factory(kind, name)
     else:
@@ -69,7 +69,6 @@ class _Exported(nn.Module):
     def __init__(self, program: Any) -> None:
         super().__init__()
         self._run = [program.module()]  # in a list, so that train() and eval() do not reach it
-        self._parameters_of_program = list(self._run[0].parameters())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, (N, K)."""
@@ -77,11 +76,11 @@ class _Exported(nn.Module):
         return logits
 
 
-def _from_file(path: Path) -> nn.Module:
+def _from_file(path: Path, device: str | None) -> nn.Module:
     if not path.is_file():
         raise FileNotFoundError(f"model is '{path}', and there is no such file")
     if path.suffix == ".pt2":
-        return _Exported(torch.export.load(path))
+        return _Exported(_load_program(path, device))
     names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     if not any(name.endswith("/constants.pkl") for name in names):
         raise ValueError(
@@ -93,17 +92,36 @@ def _from_file(path: Path) -> nn.Module:
     return module
 
 
+def _load_program(path: Path, device: str | None) -> Any:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"model is '{path}', which is no file of torch.export")
+    try:
+        program = torch.export.load(path)
+    except Exception as error:
+        raise ValueError(f"model is '{path}', which is no file of torch.export: {_short(error)}") from error
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted != "cpu":  # its tensors are out of reach of Module.to
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, wanted)
+    return program
+
+
 def _from_factory(module: str, function: str) -> nn.Module:
     sys.path.insert(0, "")
     try:
         factory = getattr(importlib.import_module(module), function)
-    except ImportError as error:
+        model = factory()
+    except AttributeError as error:
+        if getattr(error, "name", None) == function:
+            raise ValueError(f"model is '{module}:{function}', and {module} has no {function}") from None
+        raise ValueError(f"model is '{module}:{function}', which raised {_short(error)}") from error
+    except ModuleNotFoundError as error:
         raise ValueError(f"model is '{module}:{function}', and {module} cannot be imported: {error}") from error
-    except AttributeError:
-        raise ValueError(f"model is '{module}:{function}', and {module} has no {function}") from None
+    except Exception as error:
+        raise ValueError(f"model is '{module}:{function}', which raised {_short(error)}") from error
     finally:
         sys.path.remove("")
-    model = factory()
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is '{module}:{function}', which returns a {type(model).__name__} and no torch module")
     return model
@@ -115,15 +133,27 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
-        text = str(error).splitlines()[0]
-        raise ValueError(f"weights are '{path}', which is no state dict of this network: {text}") from error
+        raise ValueError(f"weights are '{path}', which is no state dict of this network: {_short(error)}") from error
 
 
 def _count_classes(model: nn.Module, shape: tuple[int, ...]) -> int:
     model.eval()
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        logits = model(torch.zeros(2, *shape, device=device))
+    device = next((tensor.device for tensor in _tensors(model)), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(2, *shape, device=device))
+    except Exception as error:
+        raise ValueError(f"the network does not take two inputs of shape {shape}: {_short(error)}") from error
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         raise ValueError(f"the network puts out {type(logits).__name__} for inputs {shape}; needed are logits (N, K)")
     return int(logits.shape[1])
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    inner = model._run[0] if isinstance(model, _Exported) else model
+    return [*inner.parameters(), *inner.buffers()]
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"

@@ -138,7 +138,7 @@ class Report:
                 axes.plot(self.eps, 100 * row.accuracy, "x", label=f"{row.attack}, {row.threat}")
         axes.set(xlabel="eps, in input units", ylabel="accuracy in %", ylim=(0, None), xlim=(0, None))
         axes.legend(fontsize=8)
-        figure.savefig(path)
+        figure.savefig(path, format=Path(path).suffix[1:] or "png")
 
     def _cells(self) -> list[list[str]]:
         scale = self.eps if self.eps > 0 else 1.0

@@ -88,7 +88,7 @@ def as_classifier(
     :param learning_rate: Rate of the optimiser, SGD without momentum.
     :return: The classifier, in eval mode; without an optimiser if nothing in the network can be trained.
     """
-    wanted = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    wanted = _device(device)
     if wanted.type == "cuda" and wanted.index is not None:
         torch.cuda.set_device(wanted)  # ART takes the current device
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -103,6 +103,16 @@ def as_classifier(
     )
     model.eval()
     return classifier
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    allowed = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    allowed += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if str(device) not in allowed:
+        raise ValueError(f"device is {str(device)!r}; allowed here is one of {', '.join(allowed)}")
+    return torch.device(device)
 
 
 @contextmanager

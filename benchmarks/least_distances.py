@@ -63,7 +63,9 @@ class Counted(nn.Module):
         self.gradients += len(gradient)
 
 
-def methods(classifier: PyTorchClassifier, x: Tensor, y: Tensor, r: float) -> dict[str, Callable[[], Any]]:
+def methods(
+    classifier: PyTorchClassifier, x: Tensor, y: Tensor, r: float, with_art: bool
+) -> dict[str, Callable[[], Any]]:
     """Return what is compared under a ground norm."""
     model = classifier.model
     numpy = x.numpy(), y.numpy()
@@ -90,11 +92,14 @@ def methods(classifier: PyTorchClassifier, x: Tensor, y: Tensor, r: float) -> di
             model, x, y, norm=r, max_eps=MOST[r], binary_search_steps=10, n_iter=30
         ),
     }
+    if r == 2.0:
+        found["adv-lib DDN, 100"] = lambda: ddn(model, x, y, steps=100)
+    if not with_art:
+        return found
     settings: dict[str, Any] = {"batch_size": len(x), "verbose": False}
     if r == np.inf:
         found["ART Carlini L_inf"] = lambda: CarliniLInfMethod(classifier, **settings).generate(*numpy)
     if r == 2.0:
-        found["adv-lib DDN, 100"] = lambda: ddn(model, x, y, steps=100)
         found["ART Carlini L_2"] = lambda: CarliniL2Method(classifier, **settings).generate(*numpy)
         found["ART DeepFool"] = lambda: DeepFool(classifier, nb_grads=10, **settings).generate(*numpy)
     if r == 1.0:
@@ -108,6 +113,7 @@ def main() -> None:
     parser.add_argument("name", choices=tuple(SETTINGS))
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--without-art", dest="with_art", action="store_false", help="leave out ART's, which are slow")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -125,7 +131,7 @@ def main() -> None:
     print("| norm | method | median | mean | found | gradients a sample | seconds |\n" + "| --- " * 7 + "|")
     rows = []
     for r in (np.inf, 2.0, 1.0):
-        for name, run in methods(classifier, x, y, r).items():
+        for name, run in methods(classifier, x, y, r, args.with_art).items():
             torch.manual_seed(0)
             np.random.seed(0)
             counted.gradients, started = 0, time.perf_counter()

@@ -22,7 +22,7 @@ from torch import nn
 
 from art_wdro import _files
 from art_wdro._cli import main
-from art_wdro._data import load_data
+from art_wdro._data import draw, load_data
 from art_wdro._models import load_classifier
 from tests.conftest import DigitsNetwork, digits
 
@@ -35,6 +35,9 @@ def network():
 
 def number():
     return 3
+
+def broken():
+    raise RuntimeError("no luck")
 """
 
 
@@ -56,6 +59,14 @@ def originals(tmp_path_factory, _trained_state):
     program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
     torch.export.save(program, path / "network.pt2")
     (path / "factory.py").write_text(FACTORY)
+    (path / "syntax.py").write_text("def")
+    (path / "junk.pt2").write_text("junk")
+    (path / "junk.npz").write_bytes(b"PK\x03\x04 hello")
+    (path / "empty.npz").write_bytes(b"")
+    np.savez(path / "wide.npz", x=np.zeros((3, 9, 9)), y=np.zeros(3))
+    np.savez(path / "range.npz", x=np.linspace(0, 16, 2 * 64).reshape(2, 8, 8), y=np.zeros(2))
+    np.savez(path / "halves.npz", x=np.zeros((3, 8, 8)), y=np.full(3, 0.5))
+    np.savez(path / "words.npz", x=np.zeros((3, 8, 8)), y=np.array(["a", "b", "c"]))
     return path
 
 
@@ -84,12 +95,15 @@ def test_evaluate(folder, model, capsys):
     assert "knapsack" in capsys.readouterr().out
     found = json.loads(Path("out/a.json").read_text())
     assert found["complete"]
-    assert found["samples"] == 40
+    assert found["samples"] == len(found["indices"]) == 40
     assert found["eps"] == 0.05
     assert Path("a.md").read_text().startswith("| threat |")
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")
     with np.load("a.npz") as arrays:
         assert arrays["knapsack"].shape == arrays["x"].shape == (40, 1, 8, 8)
+        assert arrays["indices"].tolist() == found["indices"]
+        with np.load("digits.npz") as data:
+            np.testing.assert_array_equal(arrays["y"], data["y"][arrays["indices"]])
     assert not list(folder.rglob(".*-*"))  # no temporary file is left
 
 
@@ -127,7 +141,8 @@ def test_interrupt_leaves_what_was_finished(folder):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; what was finished is on disk" in stderr
+    assert "finished parts are in t.json, tuned.pth" in stderr
+    assert stderr.endswith("art-wdro: interrupted\n")
     found = json.loads(Path("t.json").read_text())
     assert not found["complete"]
     assert found["history"]
@@ -156,6 +171,21 @@ USAGE = [
         ["finetune", *MODELS[2], "--data", "digits.npz", "--out", "o", "--validation", "120"],
         "validation is 120; allowed",
     ),
+    (["evaluate", *MODELS[0], "--data", "digits.npz", "--device", "nonsense"], "device is 'nonsense'; allowed here is"),
+    (["evaluate", *MODELS[0], "--data", "digits.npz", "--device", "meta"], "device is 'meta'; allowed here is"),
+    (["evaluate", *MODELS[0], "--data", "wide.npz"], "the network does not take two inputs of shape (1, 9, 9)"),
+    (["evaluate", "--model", "junk.pt2", "--data", "digits.npz"], "which is no file of torch.export"),
+    (["evaluate", "--model", "factory:broken", "--data", "digits.npz"], "which raised RuntimeError: no luck"),
+    (["evaluate", "--model", "syntax:no", "--data", "digits.npz"], "which raised SyntaxError"),
+    (["evaluate", *MODELS[0], "--data", "junk.npz"], "data is 'junk.npz', which cannot be used"),
+    (["evaluate", *MODELS[0], "--data", "empty.npz"], "data is 'empty.npz', which cannot be used"),
+    (["evaluate", *MODELS[0], "--data", "range.npz"], "x lies in [0, 16]; allowed are images in bytes"),
+    (["evaluate", *MODELS[0], "--data", "halves.npz"], "y holds labels that are no whole numbers"),
+    (["evaluate", *MODELS[0], "--data", "words.npz"], "y has the dtype <U1; allowed are class indices"),
+    (["evaluate", *MODELS[0], "--data", "digits.npz", "--json", "digits.npz/a.json"], "where no file can be written"),
+    (["evaluate", *MODELS[0], "--data", "digits.npz", "--figure", "a.xyz"], "figure is 'a.xyz'; allowed endings are"),
+    (["evaluate", *MODELS[0], "--data", "torchvision:SVHN"], "data does not hold it"),
+    (["demo", "--data", "nothing"], "invalid choice: 'nothing'"),
     (["nothing"], "No such command 'nothing'"),
 ]
 
@@ -204,8 +234,36 @@ def test_npz_of_something_else(tmp_path):
     with pytest.raises(ValueError, match="needed are x and y"):
         load_data(str(tmp_path / "a.npz"))
     np.savez(tmp_path / "b.npz", x=np.zeros((2, 3)), y=np.zeros(3))
-    with pytest.raises(ValueError, match="2 inputs and 3 labels"):
+    with pytest.raises(ValueError, match="2 inputs and y 3 labels"):
         load_data(str(tmp_path / "b.npz"))
+
+
+def test_forms_of_arrays(tmp_path):
+    x = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
+    np.savez(tmp_path / "a.npz", x=x, y=np.eye(4)[[3, 1]])
+    data = load_data(str(tmp_path / "a.npz"))
+    assert data.y.tolist() == [3, 1]
+    np.testing.assert_allclose(data.x, x.transpose(0, 3, 1, 2) / 255, atol=1e-7)
+    np.savez(tmp_path / "b.npz", x=np.eye(3, dtype=np.uint8), y=np.arange(3)[:, None])
+    assert load_data(str(tmp_path / "b.npz")).x.max() == 1
+    assert draw(5, None, 0).tolist() == draw(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    assert len(set(draw(50, 20, 0))) == 20
+    assert (np.diff(draw(50, 20, 0)) > 0).all()
+
+
+def test_links_modes_and_endings_of_files(tmp_path, folder):
+    (folder / "real.json").write_text("old")
+    (folder / "real.json").chmod(0o600)
+    (folder / "link.json").symlink_to("real.json")
+    _files.write_text(Path("link.json"), "new")
+    assert (folder / "link.json").is_symlink()
+    assert (folder / "real.json").read_text() == "new"
+    assert (folder / "real.json").stat().st_mode & 0o777 == 0o600
+    main(["evaluate", *MODELS[0], "--data", "digits.npz", *QUICK, "--arrays", "a/arrays", "--figure", "a/figure"])
+    assert sorted(path.name for path in (folder / "a").iterdir()) == ["arrays", "figure"]
+    assert (folder / "a/figure").read_bytes().startswith(b"\x89PNG")
+    with np.load("a/arrays") as arrays:
+        assert "knapsack" in arrays
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
