@@ -96,7 +96,9 @@ def _load_program(path: Path, device: str | None) -> Any:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"model is '{path}', which is no file of torch.export")
     try:
-        program = torch.export.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch 2.4 warns of what it does itself
+            program = torch.export.load(path)
     except Exception as error:
         raise ValueError(f"model is '{path}', which is no file of torch.export: {_short(error)}") from error
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
