@@ -21,6 +21,7 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/evaluation.py digits --json runs/evaluation_digits.json
+	$(BIN)/python benchmarks/attack_speed.py digits --json runs/attack_speed_digits.json
 	$(BIN)/python benchmarks/upsilon_estimates.py $(ARGS)
 
 art-suite: $(VENV)/.test

@@ -9,7 +9,7 @@ Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, equations (10) and (11).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -78,7 +78,8 @@ def ascend(
 ) -> Ascent:
     """Ascend the mean loss inside the W_p ball: x <- clip(project(x + alpha T(x))).
 
-    Upsilon, and with it T, is computed anew at every iterate. No value is read back from the device.
+    Upsilon, and with it T, is computed anew at every iterate. No value is read back from the device, but with a
+    rectified loss the number of samples that need a gradient, at every step.
 
     :param objective: The loss to ascend, per sample.
     :param x: Inputs of the whole data set, (N, ...), inside the box.
@@ -100,25 +101,27 @@ def ascend(
     current = x.clone()
     best = _Best(x) if keep_best else None
     # h(g) is -1, 0 or 1 for l_inf and l_1, and one byte holds that
-    directions = torch.empty_like(x, dtype=x.dtype if r == 2.0 else torch.int8)
+    directions = torch.zeros_like(x, dtype=x.dtype if r == 2.0 else torch.int8)
     dual_norms = x.new_empty(len(x), dtype=torch.float64)
     norms = torch.empty_like(dual_norms)
     first_upsilon = x.new_zeros((), dtype=torch.float64)
     eps = torch.zeros_like(first_upsilon) if callable(budget) else torch.full_like(first_upsilon, budget)
 
+    # a listener expects every batch
+    evaluation = _Evaluation(objective, labels, rows, sparse=objective.rectified and on_gradient is None)
+
     for step, relative_step in enumerate(steps):
-        values = []
-        for number, batch in enumerate(rows):
-            value, gradient = objective.gradient(current[batch], labels[batch])
+        dual_norms.zero_()
+        for number, (batch, gradient) in enumerate(evaluation.gradients(current)):
             if mask is not None:
                 gradient *= mask[batch]
             if on_gradient is not None:
                 on_gradient(step, number, current[batch], labels[batch], gradient)
             dual_norms[batch] = clear_unusable(gradient, r)
-            directions[batch] = sample_direction(gradient, r, _movable(current[batch], gradient, box, r))
-            values.append(value)
+            direction = sample_direction(gradient, r, _movable(current[batch], gradient, box, r))
+            directions[batch] = direction.to(directions.dtype)
         if best is not None:
-            best.offer(current, values)
+            best.offer(current, evaluation)
         upsilon = power_mean(dual_norms, dual_exponent(p))
         if step == 0:
             first_upsilon = upsilon
@@ -133,11 +136,53 @@ def ascend(
         for batch in rows:
             moved = displace(x[batch], project_on_balls(current[batch], radii[batch], r))
             current[batch] = moved if box is None else moved.clamp(*box)
+        evaluation.moved = (lengths > 0) | (radii < norms)
 
     if best is None:
         return Ascent(current, first_upsilon, eps)
-    best.offer(current, [objective.value(current[batch], labels[batch]) for batch in rows])
+    evaluation.update(current)
+    best.offer(current, evaluation)
     return Ascent(best.x, first_upsilon, eps)
+
+
+class _Evaluation:
+    """Losses and gradients of the whole data set at one iterate after another.
+
+    A rectified loss is flat where a sample no longer stands: such a sample needs no backward pass, and while it has not
+    moved no forward pass either.
+    """
+
+    def __init__(self, objective: Objective, labels: Tensor, batches: list[slice], sparse: bool) -> None:
+        self._objective, self._labels, self._batches, self._sparse = objective, labels, batches, sparse
+        self.losses = torch.zeros(len(labels), device=labels.device)
+        self.standing = torch.ones_like(labels, dtype=torch.bool)
+        self.moved = torch.ones_like(self.standing)
+
+    def gradients(self, x: Tensor) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """Evaluate an iterate: yield rows and their gradients; rows left out have none."""
+        if self._sparse:
+            self._update(x, self._chosen(self.moved & ~self.standing))
+        for rows in self._chosen(self.standing) if self._sparse else self._batches:
+            value, gradient = self._objective.gradient(x[rows], self._labels[rows])
+            self._set(rows, value)
+            yield rows, gradient
+
+    def update(self, x: Tensor) -> None:
+        """Evaluate an iterate without gradients."""
+        self._update(x, self._chosen(self.moved) if self._sparse else self._batches)
+
+    def _update(self, x: Tensor, batches: Iterable[slice | Tensor]) -> None:
+        for rows in batches:
+            self._set(rows, self._objective.value(x[rows], self._labels[rows]))
+
+    def _set(self, rows: slice | Tensor, value: Value) -> None:
+        self.losses[rows] = value.losses.to(self.losses.dtype)
+        self.standing[rows] = value.standing
+
+    def _chosen(self, which: Tensor) -> list[Tensor]:
+        size = self._batches[0].stop
+        indices = which.nonzero()[:, 0]
+        return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 class _Best:
@@ -148,9 +193,9 @@ class _Best:
         self._standing = x.new_full((), torch.inf, dtype=torch.float64)
         self._loss = x.new_full((), -torch.inf, dtype=torch.float64)
 
-    def offer(self, x: Tensor, values: list[Value]) -> None:
-        standing = torch.cat([value.standing for value in values]).double().mean()
-        loss = torch.cat([value.losses for value in values]).double().nan_to_num().mean()
+    def offer(self, x: Tensor, evaluation: _Evaluation) -> None:
+        standing = evaluation.standing.double().mean()
+        loss = evaluation.losses.double().nan_to_num().mean()
         # equal losses to float noise are equal, and the later iterate is kept: else the noise would choose
         as_high = loss >= self._loss - 1e-6 * loss.abs()
         better = (standing < self._standing) | ((standing == self._standing) & as_high)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from art_wdro._geometry import dual_exponent, power_mean, sample_norms
-from art_wdro._losses import PerSampleLoss, as_float
+from art_wdro._losses import PerSampleLoss, as_float, redlr, redlr_towards_target
 
 
 class Value(NamedTuple):
@@ -37,6 +37,11 @@ class Objective:
     logits_of: Callable[[Tensor], Tensor]
     loss: PerSampleLoss
     targeted: bool = False
+
+    @property
+    def rectified(self) -> bool:
+        """Whether the loss is flat for every sample that no longer stands."""
+        return self.loss in (redlr, redlr_towards_target)
 
     def value(self, x: Tensor, labels: Tensor) -> Value:
         """Evaluate without a gradient."""

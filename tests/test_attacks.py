@@ -22,6 +22,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from art_wdro import WassersteinFGM, WassersteinPGD, sensitivity, wasserstein_distance
+from art_wdro._ascent import ascend, step_lengths
+from art_wdro._losses import attack_objective
+from art_wdro._sensitivity import Objective
 from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, digits, linear_problem, make_classifier
 
 THREATS = list(itertools.product(ORDERS, NORMS))
@@ -547,3 +550,42 @@ def test_linear_schedule_falls_to_zero_and_attacks_harder(digits_classifier):
         assert wasserstein_distance(x, adversarial) <= 0.08 * (1 + 1e-6)
         accuracies[schedule] = np.mean(digits_classifier.predict(adversarial).argmax(1) == y)
     assert accuracies["linear"] < accuracies["constant"]
+
+
+@pytest.mark.parametrize(("p", "norm"), THREATS)
+@pytest.mark.parametrize("path", [1.0, 4.0])
+def test_flat_samples_are_left_out_and_the_iterates_stay_the_same(digits_classifier, p, norm, path):
+    class Dense(Objective):
+        rectified = False
+
+    x, y = (torch.from_numpy(part[:90]) for part in digits()[1])
+    eps = 3 * BUDGETS[norm]
+    calls = {}
+    results = {}
+    digits_classifier.model.eval()
+    for objective in (Objective, Dense):
+        seen = calls[objective] = []
+
+        def logits_of(batch, seen=seen):
+            seen.append((len(batch), batch.requires_grad))
+            return digits_classifier.model(batch)
+
+        results[objective] = ascend(
+            objective(logits_of, attack_objective("redlr")),
+            x,
+            y,
+            p=p,
+            r=norm,
+            budget=eps,
+            steps=step_lengths(path / 12, 12, "linear"),
+            box=(torch.tensor(0.0), torch.tensor(1.0)),
+            batch_size=32,
+            keep_best=True,
+        )
+    torch.testing.assert_close(results[Objective].x, results[Dense].x, atol=2e-5, rtol=0)
+    gradients = {k: sum(count for count, grad in seen if grad) for k, seen in calls.items()}
+    forwards = {k: sum(count for count, _ in seen) for k, seen in calls.items()}
+    assert gradients[Dense] == 12 * 90
+    assert forwards[Dense] == 13 * 90
+    assert gradients[Objective] < 0.95 * gradients[Dense]
+    assert gradients[Objective] + forwards[Objective] < gradients[Dense] + forwards[Dense]
