@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 
 from art_wdro._losses import class_indices
@@ -79,13 +80,22 @@ def logits_of(classifier: PyTorchClassifier, *, training: bool = False) -> Calla
 
 
 def _preprocess(classifier: PyTorchClassifier, x: Tensor, training: bool) -> Tensor:
-    if not classifier.preprocessing_operations:
+    if all(map(_is_identity, classifier.preprocessing_operations)):
         return x
     if not classifier.all_framework_preprocessing:
         preprocessed: Tensor = _NumPyPreprocessing.apply(x, classifier, training)
         return preprocessed
     preprocessed, _ = classifier._apply_preprocessing(x, None, fit=training, no_grad=False)
     return preprocessed
+
+
+def _is_identity(operation: object) -> bool:
+    """Tell ART's default preprocessing, which subtracts 0 and divides by 1."""
+    return (
+        isinstance(operation, StandardisationMeanStdPyTorch)
+        and np.array_equal(operation.mean, 0.0)
+        and np.array_equal(operation.std, 1.0)
+    )
 
 
 class _NumPyPreprocessing(torch.autograd.Function):

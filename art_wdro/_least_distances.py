@@ -5,8 +5,8 @@ Each sample is searched for on its own. A run ascends the margin towards one cla
 follows Newton's rule for the root of phi(radius) = max margin in the ball, with phi' = ||grad margin||_s: too short a
 radius grows by what the linear model lacks, too long a one shrinks. Several runs share the gradient evaluations: the
 first towards the class that is nearest to first order, which on robust networks is the one that matters, the second
-towards whichever class leads at each step, the rest towards the next nearest classes. A sample leaves when no further
-run is worthwhile for it. Nothing is random, and no sample depends on its batch.
+towards whichever class leads at each step unless that would repeat the first, the rest towards the next nearest. A
+sample leaves when no further run is worthwhile for it. Nothing is random, and no sample depends on its batch.
 
 Sources: the radius that adapts around the boundary is that of Pintor et al., FMN, 2021, arXiv:2102.12827; choosing the
 class by margin over dual norm that of Croce, Hein, FAB, 2020, arXiv:1907.02044; the step with inertia that of Croce,

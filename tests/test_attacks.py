@@ -21,7 +21,7 @@ from art.summary_writer import SummaryWriter
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from art_wdro import WassersteinFGM, WassersteinPGD, sensitivity, wasserstein_distance
+from art_wdro import WassersteinFGM, WassersteinPGD, _bridge, sensitivity, wasserstein_distance
 from art_wdro._ascent import ascend, step_lengths
 from art_wdro._losses import attack_objective
 from art_wdro._sensitivity import Objective
@@ -591,3 +591,11 @@ def test_flat_samples_are_left_out_and_the_iterates_stay_the_same(digits_classif
     # long steps make flipped samples stand again, which costs a second forward pass
     work = {objective: gradients[objective] + forwards[objective] for objective in gradients}
     assert work[Objective] < (0.95 if path == 1.0 else 1.01) * work[Dense]
+
+
+def test_the_preprocessing_that_does_nothing_is_left_out():
+    x = torch.rand(3, 30)
+    plain, shifted = linear_problem().classifier, linear_problem(preprocessing=(0.5, 0.2)).classifier
+    assert plain.preprocessing_operations
+    assert _bridge._preprocess(plain, x, training=False) is x
+    torch.testing.assert_close(_bridge._preprocess(shifted, x, training=False), (x - 0.5) / 0.2)
