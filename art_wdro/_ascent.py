@@ -19,6 +19,7 @@ from art_wdro._geometry import (
     allowed_radii,
     displace,
     dual_exponent,
+    movable_coordinates,
     per_sample,
     power_mean,
     project_on_balls,
@@ -118,7 +119,9 @@ def ascend(
             if on_gradient is not None:
                 on_gradient(step, number, current[batch], labels[batch], gradient)
             dual_norms[batch] = clear_unusable(gradient, r)
-            direction = sample_direction(gradient, r, _movable(current[batch], gradient, box, r))
+            # only l_1's direction needs to know what the box lets move
+            free = movable_coordinates(current[batch], gradient, *box) if box is not None and r == 1.0 else None
+            direction = sample_direction(gradient, r, free)
             directions[batch] = direction.to(directions.dtype)
         if best is not None:
             best.offer(current, evaluation)
@@ -154,7 +157,7 @@ class _Evaluation:
 
     def __init__(self, objective: Objective, labels: Tensor, batches: list[slice], sparse: bool) -> None:
         self._objective, self._labels, self._batches, self._sparse = objective, labels, batches, sparse
-        self.losses = torch.zeros(len(labels), device=labels.device)
+        self.losses = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
         self.standing = torch.ones_like(labels, dtype=torch.bool)
         self.moved = torch.ones_like(self.standing)
 
@@ -176,7 +179,7 @@ class _Evaluation:
             self._set(rows, self._objective.value(x[rows], self._labels[rows]))
 
     def _set(self, rows: slice | Tensor, value: Value) -> None:
-        self.losses[rows] = value.losses.to(self.losses.dtype)
+        self.losses[rows] = value.losses.double()
         self.standing[rows] = value.standing
 
     def _chosen(self, which: Tensor) -> list[Tensor]:
@@ -195,20 +198,10 @@ class _Best:
 
     def offer(self, x: Tensor, evaluation: _Evaluation) -> None:
         standing = evaluation.standing.double().mean()
-        loss = evaluation.losses.double().nan_to_num().mean()
+        loss = evaluation.losses.nan_to_num().mean()
         # equal losses to float noise are equal, and the later iterate is kept: else the noise would choose
         as_high = loss >= self._loss - 1e-6 * loss.abs()
         better = (standing < self._standing) | ((standing == self._standing) & as_high)
         self._loss = torch.where(standing < self._standing, loss, torch.maximum(loss, self._loss))
         self._standing = torch.minimum(standing, self._standing)
         torch.where(better, x, self.x, out=self.x)
-
-
-def _movable(x: Tensor, gradient: Tensor, box: Box | None, r: float) -> Tensor | None:
-    """Where a step along the gradient stays inside the box; only l_1's direction needs to know."""
-    if box is None or r != 1.0:
-        return None
-    lower, upper = box
-    # a coordinate within float noise of its bound is full, or the noise would decide where the step goes
-    slack = ((upper - lower) * 1e-6).nan_to_num(posinf=0.0)
-    return ((gradient > 0) & (x < upper - slack)) | ((gradient < 0) & (x > lower + slack))

@@ -92,26 +92,25 @@ def evaluate(
     found = _check_model(classifier, inputs, labels, batch_size)
     rows: list[Row] = []
     arrays: dict[str, np.ndarray] = {}
-    for name, order, run in tqdm(runs, desc="evaluate", leave=False, disable=not verbose):
-        started = time.perf_counter()
-        adversarial, gradients = run()
-        seconds = time.perf_counter() - started
+
+    def add(name: str, order: float | None, adversarial: np.ndarray, seconds: float, gradients: float) -> None:
         accuracy = _accuracy(classifier, adversarial, labels, batch_size)
         spent = 0.0 if order is None else wasserstein_distance(inputs, adversarial, order, r)
         rows.append(Row(name, order, accuracy, spent, seconds, gradients))
         arrays[name] = adversarial
         if on_row is not None:
             on_row(rows[-1], adversarial)
+
+    for name, order, run in tqdm(runs, desc="evaluate", leave=False, disable=not verbose):
+        started = time.perf_counter()
+        adversarial, gradients = run()
+        add(name, order, adversarial, time.perf_counter() - started, gradients)
     if not math.isinf(p):  # pointwise from the same distances, at no cost
         within = knapsack.distances_ <= eps
         moved = torch.from_numpy(within).view(-1, *[1] * (inputs.dim() - 1))
         pointwise = torch.where(moved, torch.from_numpy(knapsack.nearest_), inputs.cpu()).numpy()
-        accuracy = _accuracy(classifier, pointwise, labels, batch_size)
-        spent = wasserstein_distance(inputs, pointwise, math.inf, r)
-        rows.insert(-3, Row("knapsack's distances", math.inf, accuracy, spent, rows[-1].seconds, rows[-1].gradients))
-        if on_row is not None:
-            on_row(rows[-4], pointwise)
-        arrays["knapsack's distances"] = pointwise
+        add("knapsack's distances", math.inf, pointwise, rows[-1].seconds, rows[-1].gradients)
+        rows.sort(key=lambda row: (row.order is not None, row.order != math.inf))  # clean, W_inf, W_p
         found += _check_order(rows)
     report = Report(
         p=p,

@@ -88,6 +88,20 @@ def coupling_distance(delta: Tensor, p: float, r: float) -> Tensor:
     return power_mean(sample_norms(delta, r), p)
 
 
+def movable_coordinates(x: Tensor, gradient: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Tell where a step along the gradient stays inside the box, boolean, shaped as `x`.
+
+    A coordinate within float noise of its bound is full, or the noise would decide where the step goes.
+
+    :param x: Points in the box, (N, ...).
+    :param gradient: Gradients, same shape.
+    :param lower: Lower bounds, broadcastable to `x`; -inf for none.
+    :param upper: Upper bounds, broadcastable to `x`; inf for none.
+    """
+    slack = ((upper - lower) * 1e-6).nan_to_num(posinf=0.0)
+    return ((gradient > 0) & (x < upper - slack)) | ((gradient < 0) & (x > lower + slack))
+
+
 def sample_direction(gradient: Tensor, r: float, movable: Tensor | None = None) -> Tensor:
     """Compute h(g_i) = argmax of <h, g_i> over ||h||_r <= 1, for every sample.
 

@@ -23,7 +23,15 @@ import torch
 from torch import Tensor
 
 from art_wdro._ascent import Box
-from art_wdro._geometry import displace, dual_exponent, per_sample, project_in_box, sample_direction, sample_norms
+from art_wdro._geometry import (
+    displace,
+    dual_exponent,
+    movable_coordinates,
+    per_sample,
+    project_in_box,
+    sample_direction,
+    sample_norms,
+)
 from art_wdro._losses import as_float
 
 STEPS_OF_A_RUN = 45
@@ -116,7 +124,6 @@ class _Search:
         self.box = lower, upper
         self.lower, self.upper = (lower - x).clamp(max=0.0), (upper - x).clamp(min=0.0)
         self.reach = sample_norms(torch.maximum(-self.lower, self.upper), r)
-        self.slack = ((upper - lower) * 1e-6).nan_to_num(posinf=0.0)
         self.radius = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self.nearest = x.clone()
         self.gradients = 0
@@ -235,12 +242,10 @@ class _Search:
 
     def _usable(self, gradient: Tensor, point: Tensor) -> Tensor:
         """Zero the gradient where the box or the mask holds a coordinate, and where it is not finite."""
-        movable = ((gradient > 0) & (point < self.box[1] - self.slack)) | (
-            (gradient < 0) & (point > self.box[0] + self.slack)
-        )
+        free = movable_coordinates(point, gradient, *self.box)
         if self.mask is not None:
-            movable &= self.mask
-        return gradient.nan_to_num(posinf=0.0, neginf=0.0) * movable
+            free &= self.mask
+        return gradient.nan_to_num(posinf=0.0, neginf=0.0) * free
 
     def _direction(self, gradient: Tensor) -> Tensor:
         """Return the direction of a step: steepest for l_inf and l_2; l_1 takes l_2's, not one coordinate at a time."""
