@@ -14,7 +14,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_wdro._robustbench import as_classifier, load_robustbench
+from art_wdro import _bridge
+from art_wdro._robustbench import SHAPES, zoo_network
 
 
 def load_classifier(
@@ -45,10 +46,8 @@ def load_classifier(
     """
     kind, _, name = source.partition(":")
     if kind == "robustbench":
-        classifier = load_robustbench(name, dataset, threat_model, model_dir, device)
-        model = classifier.model
-        if weights is None:
-            return as_classifier(model, tuple(classifier.input_shape), classifier.nb_classes, device, learning_rate)
+        model = zoo_network(name, dataset, threat_model, model_dir)
+        shape = SHAPES[dataset][0]
     elif Path(source).suffix in (".pt", ".pth", ".ts", ".pt2"):
         model = _from_file(Path(source), device)
     elif name:
@@ -60,7 +59,7 @@ def load_classifier(
         )
     if weights is not None:
         _load_weights(model, weights)
-    return as_classifier(model, shape, _count_classes(model, shape), device, learning_rate)
+    return _bridge.as_classifier(model, shape, _count_classes(model, shape), device, learning_rate)
 
 
 class _Exported(nn.Module):
@@ -101,11 +100,11 @@ def _load_program(path: Path, device: str | None) -> Any:
             program = torch.export.load(path)
     except Exception as error:
         raise ValueError(f"model is '{path}', which is no file of torch.export: {_short(error)}") from error
-    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted != "cpu":  # its tensors are out of reach of Module.to
+    wanted = _bridge.resolve_device(device)
+    if wanted.type != "cpu":  # its tensors are out of reach of Module.to
         from torch.export.passes import move_to_device_pass
 
-        program = move_to_device_pass(program, wanted)
+        program = move_to_device_pass(program, str(wanted))
     return program
 
 

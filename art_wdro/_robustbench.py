@@ -18,7 +18,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_wdro import _checks
+from art_wdro import _bridge, _checks
 
 SHAPES = {"cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100), "imagenet": ((3, 224, 224), 1000)}
 """Input shape and number of classes, by data set."""
@@ -48,6 +48,12 @@ def load_robustbench(
     :raises FileNotFoundError: If there is no checkpoint and none could be downloaded.
     :raises ValueError: If there is no such network.
     """
+    model = zoo_network(name, dataset, threat_model, model_dir)
+    return _bridge.as_classifier(model, *SHAPES[dataset], device)
+
+
+def zoo_network(name: str, dataset: str, threat_model: str, model_dir: str | Path) -> nn.Module:
+    """Load a network as a torch module; parameters and errors are those of :func:`load_robustbench`."""
     _checks.choice("dataset", dataset, tuple(SHAPES))
     _checks.choice("threat_model", threat_model, THREAT_MODELS)
     with _importable():
@@ -68,51 +74,7 @@ def load_robustbench(
         if file.is_file():
             raise
         raise FileNotFoundError(f"{file} does not exist and could not be downloaded: {error}") from error
-    shape, classes = SHAPES[dataset]
-    return as_classifier(model, shape, classes, device)
-
-
-def as_classifier(
-    model: nn.Module,
-    shape: tuple[int, ...],
-    classes: int,
-    device: str | torch.device | None = None,
-    learning_rate: float = 0.01,
-) -> PyTorchClassifier:
-    """Wrap a network whose inputs lie in [0, 1] and which puts out logits.
-
-    :param model: The network.
-    :param shape: Shape of one input.
-    :param classes: Number of classes.
-    :param device: A torch device; None takes CUDA where it is.
-    :param learning_rate: Rate of the optimiser, SGD without momentum.
-    :return: The classifier, in eval mode; without an optimiser if nothing in the network can be trained.
-    """
-    wanted = _device(device)
-    if wanted.type == "cuda" and wanted.index is not None:
-        torch.cuda.set_device(wanted)  # ART takes the current device
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    classifier = PyTorchClassifier(
-        model,
-        loss=nn.CrossEntropyLoss(),
-        optimizer=torch.optim.SGD(parameters, lr=learning_rate) if parameters else None,
-        input_shape=shape,
-        nb_classes=classes,
-        clip_values=(0.0, 1.0),
-        device_type="cpu" if wanted.type == "cpu" else "gpu",
-    )
-    model.eval()
-    return classifier
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    allowed = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    allowed += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if str(device) not in allowed:
-        raise ValueError(f"device is {str(device)!r}; allowed here is one of {', '.join(allowed)}")
-    return torch.device(device)
+    return model
 
 
 @contextmanager
