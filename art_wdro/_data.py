@@ -38,6 +38,8 @@ def as_images(x: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "fiub":
         raise ValueError(f"x has the dtype {x.dtype}; allowed are bytes and numbers in [0, 1]")
     x = np.asarray(x / 255 if x.dtype == np.uint8 and x.ndim > 2 else x, dtype=np.float32)
+    if not np.isfinite(x).all():
+        raise ValueError("x holds NaN or inf; allowed are finite numbers")
     if x.size and not (x.min() >= 0 and x.max() <= 1):
         raise ValueError(f"x lies in [{x.min():g}, {x.max():g}]; allowed are images in bytes and numbers in [0, 1]")
     if x.ndim == 3:

@@ -65,6 +65,7 @@ def originals(tmp_path_factory, _trained_state):
     (path / "empty.npz").write_bytes(b"")
     np.savez(path / "wide.npz", x=np.zeros((3, 9, 9)), y=np.zeros(3))
     np.savez(path / "range.npz", x=np.linspace(0, 16, 2 * 64).reshape(2, 8, 8), y=np.zeros(2))
+    np.savez(path / "nan.npz", x=np.full((3, 8, 8), np.nan), y=np.zeros(3))
     np.savez(path / "halves.npz", x=np.zeros((3, 8, 8)), y=np.full(3, 0.5))
     np.savez(path / "words.npz", x=np.zeros((3, 8, 8)), y=np.array(["a", "b", "c"]))
     return path
@@ -182,6 +183,7 @@ USAGE = [
     (["evaluate", *MODELS[0], "--data", "junk.npz"], "data is 'junk.npz', which cannot be used"),
     (["evaluate", *MODELS[0], "--data", "empty.npz"], "data is 'empty.npz', which cannot be used"),
     (["evaluate", *MODELS[0], "--data", "range.npz"], "x lies in [0, 16]; allowed are images in bytes"),
+    (["evaluate", *MODELS[0], "--data", "nan.npz"], "x holds NaN or inf; allowed are finite numbers"),
     (["evaluate", *MODELS[0], "--data", "halves.npz"], "y holds labels that are no whole numbers"),
     (["evaluate", *MODELS[0], "--data", "words.npz"], "y has the dtype <U1; allowed are class indices"),
     (["evaluate", *MODELS[0], "--data", "digits.npz", "--json", "digits.npz/a.json"], "where no file can be written"),
