@@ -9,7 +9,7 @@ Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, equations (10) and (11).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from art_wdro._geometry import (
     allowed_radii,
+    clip,
     displace,
     dual_exponent,
     movable_coordinates,
@@ -27,7 +28,8 @@ from art_wdro._geometry import (
     sample_lengths,
     sample_norms,
 )
-from art_wdro._sensitivity import Objective, Value, clear_unusable
+from art_wdro._rows import Rows, Some, parts, staged
+from art_wdro._sensitivity import Objective, Value, dual_norms
 
 Box = tuple[Tensor, Tensor]
 """Lower and upper bounds of the inputs, broadcastable to one sample."""
@@ -75,12 +77,16 @@ def ascend(
     mask: Tensor | None = None,
     batch_size: int,
     keep_best: bool,
+    device: torch.device | None = None,
     on_gradient: Callable[[int, int, Tensor, Tensor, Tensor], None] | None = None,
 ) -> Ascent:
     """Ascend the mean loss inside the W_p ball: x <- clip(project(x + alpha T(x))).
 
     Upsilon, and with it T, is computed anew at every iterate. No value is read back from the device, but with a
-    rectified loss the number of samples that need a gradient, at every step.
+    rectified loss two numbers a step: of samples that need a gradient, and of those that need a value.
+
+    At most three arrays of the size of `x` are held beside it: the current iterate, the best one, and the directions,
+    which take a byte a number unless r = 2.
 
     :param objective: The loss to ascend, per sample.
     :param x: Inputs of the whole data set, (N, ...), inside the box.
@@ -95,57 +101,74 @@ def ascend(
     :param keep_best: Keep the whole iterate with the fewest standing samples (then: the highest mean
         loss), the first and the last included; False keeps the last and spares its evaluation. Never
         a pick of iterates per sample, which could overspend.
+    :param device: The device that computes; None is that of `x`. Labels, mask and box lie there; `x` may lie on the
+        host, and then so does the result.
     :param on_gradient: Called with step, batch number, inputs, labels and gradients of each batch.
     :return: The kept iterate, Upsilon at the inputs, and the budget.
     """
-    rows = [slice(i, i + batch_size) for i in range(0, len(x), batch_size)]
-    current = x.clone()
-    best = _Best(x) if keep_best else None
+    data = Rows(x, device or x.device)
+    batches = parts(len(data), batch_size)
+    chunks = parts(len(data), data.at_once(batch_size))
+    movable = None if mask is None else Rows(mask, data.device)
+    current = data.clone()
+    best = _Best(data) if keep_best else None
     # h(g) is -1, 0 or 1 for l_inf and l_1, and one byte holds that
-    directions = torch.zeros_like(x, dtype=x.dtype if r == 2.0 else torch.int8)
-    dual_norms = x.new_empty(len(x), dtype=torch.float64)
-    norms = torch.empty_like(dual_norms)
-    first_upsilon = x.new_zeros((), dtype=torch.float64)
+    directions = data.like(x.dtype if r == 2.0 else torch.int8)
+    slopes = torch.zeros(len(data), dtype=torch.float64, device=data.device)
+    norms = torch.empty_like(slopes)
+    first_upsilon = slopes.new_zeros(())
     eps = torch.zeros_like(first_upsilon) if callable(budget) else torch.full_like(first_upsilon, budget)
 
     # a listener expects every batch
-    evaluation = _Evaluation(objective, labels, rows, sparse=objective.rectified and on_gradient is None)
+    evaluation = _Evaluation(objective, labels, batches, sparse=objective.rectified and on_gradient is None)
 
     for step, relative_step in enumerate(steps):
-        dual_norms.zero_()
-        for number, (batch, gradient) in enumerate(evaluation.gradients(current)):
-            if mask is not None:
-                gradient *= mask[batch]
+        slopes.zero_()
+        for number, (rows, point, gradient) in enumerate(evaluation.gradients(current)):
+            if movable is not None:
+                gradient *= movable[rows]
             if on_gradient is not None:
-                on_gradient(step, number, current[batch], labels[batch], gradient)
-            dual_norms[batch] = clear_unusable(gradient, r)
+                on_gradient(step, number, point, labels[rows], gradient)
+            slopes[rows] = dual_norms(gradient, r)
             # only l_1's direction needs to know what the box lets move
-            free = movable_coordinates(current[batch], gradient, *box) if box is not None and r == 1.0 else None
+            free = movable_coordinates(point, gradient, *box) if box is not None and r == 1.0 else None
             direction = sample_direction(gradient, r, free)
-            directions[batch] = direction.to(directions.dtype)
-        if best is not None:
-            best.offer(current, evaluation)
-        upsilon = power_mean(dual_norms, dual_exponent(p))
+            # a length of 0 cancels any byte, but not NaN
+            directions[rows] = direction.nan_to_num_(0.0, 0.0, 0.0) if r == 2.0 else direction
+        upsilon = power_mean(slopes, dual_exponent(p))
         if step == 0:
             first_upsilon = upsilon
             eps = budget(upsilon) if callable(budget) else eps
-        lengths = sample_lengths(dual_norms, upsilon, p) * (relative_step * eps)
-        for batch in rows:
-            delta = current[batch] - x[batch]
-            delta += directions[batch] * per_sample(lengths[batch], delta)
-            norms[batch] = sample_norms(delta, r)
-            current[batch] = delta
+        lengths = sample_lengths(slopes, upsilon, p) * (relative_step * eps)
+        if best is not None:
+            best.compare(evaluation)
+        for rows, point, origin, direction in staged(chunks, current, data, directions):
+            if best is not None:
+                best.offer(rows, point)
+            delta = point - origin
+            delta += direction * per_sample(lengths[rows], delta)
+            norms[rows] = sample_norms(delta, r)
+            current[rows] = delta
         radii = allowed_radii(norms, eps, p)
-        for batch in rows:
-            moved = displace(x[batch], project_on_balls(current[batch], radii[batch], r))
-            current[batch] = moved if box is None else moved.clamp(*box)
+        for rows, delta, origin in staged(chunks, current, data):
+            moved = origin + project_on_balls(delta, radii[rows], r)
+            current[rows] = moved if box is None else clip(moved, *box)
         evaluation.moved = (lengths > 0) | (radii < norms)
 
-    if best is None:
-        return Ascent(current, first_upsilon, eps)
-    evaluation.update(current)
-    best.offer(current, evaluation)
-    return Ascent(best.x, first_upsilon, eps)
+    if best is not None:
+        evaluation.update(current)
+        best.compare(evaluation)
+        for rows, point in staged(chunks, current):
+            best.offer(rows, point)
+        current = best.x
+    # rounding x + delta to nearest may have taken an iterate out of the ball
+    for rows, point, origin in staged(chunks, current, data):
+        norms[rows] = sample_norms(point - origin, r)
+    radii = allowed_radii(norms, eps, p)
+    for rows, point, origin in staged(chunks, current, data):
+        moved = displace(origin, project_on_balls(point - origin, radii[rows], r))
+        current[rows] = moved if box is None else clip(moved, *box)
+    return Ascent(current.whole(), first_upsilon, eps)
 
 
 class _Evaluation:
@@ -161,47 +184,52 @@ class _Evaluation:
         self.standing = torch.ones_like(labels, dtype=torch.bool)
         self.moved = torch.ones_like(self.standing)
 
-    def gradients(self, x: Tensor) -> Iterator[tuple[slice | Tensor, Tensor]]:
-        """Evaluate an iterate: yield rows and their gradients; rows left out have none."""
+    def gradients(self, x: Rows) -> Iterator[tuple[Some, Tensor, Tensor]]:
+        """Evaluate an iterate: yield rows, their points and gradients; rows left out have none."""
         if self._sparse:
             self._update(x, self._chosen(self.moved & ~self.standing))
-        for rows in self._chosen(self.standing) if self._sparse else self._batches:
-            value, gradient = self._objective.gradient(x[rows], self._labels[rows])
+        for rows, point in staged(self._chosen(self.standing) if self._sparse else self._batches, x):
+            value, gradient = self._objective.gradient(point, self._labels[rows])
             self._set(rows, value)
-            yield rows, gradient
+            yield rows, point, gradient
 
-    def update(self, x: Tensor) -> None:
+    def update(self, x: Rows) -> None:
         """Evaluate an iterate without gradients."""
         self._update(x, self._chosen(self.moved) if self._sparse else self._batches)
 
-    def _update(self, x: Tensor, batches: Iterable[slice | Tensor]) -> None:
-        for rows in batches:
-            self._set(rows, self._objective.value(x[rows], self._labels[rows]))
+    def _update(self, x: Rows, chosen: Sequence[Some]) -> None:
+        for rows, point in staged(chosen, x):
+            self._set(rows, self._objective.value(point, self._labels[rows]))
 
-    def _set(self, rows: slice | Tensor, value: Value) -> None:
+    def _set(self, rows: Some, value: Value) -> None:
         self.losses[rows] = value.losses.double()
         self.standing[rows] = value.standing
 
     def _chosen(self, which: Tensor) -> list[Tensor]:
         size = self._batches[0].stop
         indices = which.nonzero()[:, 0]
-        return [indices[start : start + size] for start in range(0, len(indices), size)]
+        return [indices[part] for part in parts(len(indices), size)]
 
 
 class _Best:
     """The best whole iterate so far, chosen without a value leaving the device."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Rows) -> None:
         self.x = x.clone()
-        self._standing = x.new_full((), torch.inf, dtype=torch.float64)
-        self._loss = x.new_full((), -torch.inf, dtype=torch.float64)
+        self._standing = torch.full((), torch.inf, dtype=torch.float64, device=x.device)
+        self._loss = -self._standing
+        self._better = torch.zeros((), device=x.device)
 
-    def offer(self, x: Tensor, evaluation: _Evaluation) -> None:
+    def compare(self, evaluation: _Evaluation) -> None:
+        """Decide whether an iterate is better than the kept one."""
         standing = evaluation.standing.double().mean()
         loss = evaluation.losses.nan_to_num().mean()
         # equal losses to float noise are equal, and the later iterate is kept: else the noise would choose
         as_high = loss >= self._loss - 1e-6 * loss.abs()
-        better = (standing < self._standing) | ((standing == self._standing) & as_high)
+        self._better = ((standing < self._standing) | ((standing == self._standing) & as_high)).float()
         self._loss = torch.where(standing < self._standing, loss, torch.maximum(loss, self._loss))
         self._standing = torch.minimum(standing, self._standing)
-        torch.where(better, x, self.x, out=self.x)
+
+    def offer(self, rows: slice, x: Tensor) -> None:
+        """Keep rows of the compared iterate if it is better."""
+        self.x.take(rows, x, self._better)

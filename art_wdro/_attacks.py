@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from art_wdro import _bridge, _checks
 from art_wdro._ascent import SCHEDULES, ascend, step_lengths
 from art_wdro._losses import PerSampleLoss, attack_objective
+from art_wdro._rows import placed
 from art_wdro._sensitivity import Objective
 
 PATH_LENGTHS = {"constant": 1.875, "linear": 4.0}
@@ -105,16 +106,16 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
             raise ValueError("y is None; a targeted attack needs the target labels")
         labels = None if y is None else _bridge.as_labels(classifier, y, len(inputs))
         with _bridge.undisturbed(classifier):
-            inputs = inputs.to(classifier.device)
+            inputs = placed(inputs, classifier.device)
             if labels is None:
                 labels = _bridge.predicted_labels(classifier, inputs, self.batch_size)
-            movable = None if movable is None else movable.to(classifier.device)
+            movable = None if movable is None else movable.to(inputs.device)
             adversarial: np.ndarray = self._attack(inputs, labels.to(classifier.device), movable).cpu().numpy()
         return adversarial
 
     @abc.abstractmethod
     def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        """Attack checked inputs on the classifier's device, in eval mode."""
+        """Attack checked inputs in eval mode; labels are on the classifier's device, the rest perhaps on the host."""
 
 
 class WassersteinAscent(WassersteinAttack):
@@ -171,6 +172,7 @@ class WassersteinAscent(WassersteinAttack):
             box=_bridge.box(self.estimator),
             mask=mask,
             batch_size=self.batch_size,
+            device=self.estimator.device,
             keep_best=self._keeps_best(),
             on_gradient=None if self.summary_writer is None else self._write_summary,
         )

@@ -72,20 +72,16 @@ class Objective:
         return Value(self.loss(logits, labels), ~hit if self.targeted else hit)
 
 
-def clear_unusable(gradient: Tensor, r: float) -> Tensor:
-    """Compute the dual norms ||g_i||_s and zero, in place, the gradients that have no finite one.
+def dual_norms(gradient: Tensor, r: float) -> Tensor:
+    """Compute ||g_i||_s, and 0 where it is NaN or infinite.
 
-    A sample whose gradient is NaN or infinite is left alone by the attack; through Upsilon it would
-    otherwise reach every other sample.
+    An attack leaves such a sample alone; through Upsilon it would otherwise reach every other one.
 
-    :param gradient: Gradients, (N, ...); changed in place.
+    :param gradient: Gradients, (N, ...).
     :param r: Exponent of the ground norm, s its dual.
     :return: Dual norms, (N,), float64.
     """
-    norms = sample_norms(gradient, dual_exponent(r))
-    unusable = ~torch.isfinite(norms)
-    gradient.masked_fill_(unusable.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
-    return norms.masked_fill(unusable, 0.0)
+    return sample_norms(gradient, dual_exponent(r)).nan_to_num(nan=0.0, posinf=0.0)
 
 
 def upsilon(objective: Objective, batches: Iterable[tuple[Tensor, Tensor]], p: float, r: float) -> Tensor:
@@ -97,5 +93,5 @@ def upsilon(objective: Objective, batches: Iterable[tuple[Tensor, Tensor]], p: f
     :param r: Exponent of the ground norm, s its dual.
     :return: A scalar tensor, in loss per input unit.
     """
-    norms = [clear_unusable(objective.gradient(x, labels)[1], r) for x, labels in batches]
+    norms = [dual_norms(objective.gradient(x, labels)[1], r) for x, labels in batches]
     return power_mean(torch.cat(norms), dual_exponent(p))

@@ -43,7 +43,7 @@ from art_wdro import (
     sensitivity,
 )
 from art_wdro._geometry import power_mean
-from art_wdro._sensitivity import clear_unusable
+from art_wdro._sensitivity import dual_norms
 from art_wdro._training import RunningUpsilon
 
 FRACTIONS = (0.05, 0.1, 0.2)
@@ -222,7 +222,7 @@ class Recorder(DistributionalTRADESTrainer):
         """Compute the gradient norms of the whole training set at the present weights."""
         x, y = (torch.as_tensor(part) for part in self._data[:2])
         rows = [slice(i, i + 500) for i in range(0, len(x), 500)]
-        norms = [clear_unusable(self._objective.gradient(x[i], y[i])[1], self._norm) for i in rows]
+        norms = [dual_norms(self._objective.gradient(x[i], y[i])[1], self._norm) for i in rows]
         return torch.cat(norms)
 
 
