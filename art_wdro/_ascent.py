@@ -161,14 +161,21 @@ def ascend(
         for rows, point in staged(chunks, current):
             best.offer(rows, point)
         current = best.x
-    # rounding x + delta to nearest may have taken an iterate out of the ball
-    for rows, point, origin in staged(chunks, current, data):
+    _round_into_ball(current, data, chunks, eps, p, r, box)
+    return Ascent(current.whole(), first_upsilon, eps)
+
+
+def _round_into_ball(
+    points: Rows, data: Rows, chunks: list[slice], eps: Tensor, p: float, r: float, box: Box | None
+) -> None:
+    """Project once more, in place: rounding x + delta to nearest may have taken an iterate out of the ball."""
+    norms = torch.empty(len(data), dtype=torch.float64, device=data.device)
+    for rows, point, origin in staged(chunks, points, data):
         norms[rows] = sample_norms(point - origin, r)
     radii = allowed_radii(norms, eps, p)
-    for rows, point, origin in staged(chunks, current, data):
+    for rows, point, origin in staged(chunks, points, data):
         moved = displace(origin, project_on_balls(point - origin, radii[rows], r))
-        current[rows] = moved if box is None else clip(moved, *box)
-    return Ascent(current.whole(), first_upsilon, eps)
+        points[rows] = moved if box is None else clip(moved, *box)
 
 
 class _Evaluation:

@@ -121,7 +121,7 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
 class WassersteinAscent(WassersteinAttack):
     """What W-PGD and W-FGSM share: the ascent loop and its parameters."""
 
-    attack_params = [*WassersteinAttack.attack_params, "loss", "targeted", "summary_writer"]
+    attack_params = [*WassersteinAttack.attack_params, "loss", "targeted", "summary_writer", "precision"]
     # what the single step of W-FGSM needs; W-PGD makes them parameters
     eps_step: float | None = None
     max_iter: int = 1
@@ -138,9 +138,11 @@ class WassersteinAscent(WassersteinAttack):
         batch_size: int,
         summary_writer: bool | str | SummaryWriter,
         verbose: bool,
+        precision: str,
     ) -> None:
         super().__init__(estimator, p, norm, eps, batch_size, verbose, _checked_writer(summary_writer))
         self.loss = loss
+        self.precision = precision
         self.targeted = targeted
 
     @property
@@ -157,12 +159,13 @@ class WassersteinAscent(WassersteinAttack):
     def _check_params(self) -> None:
         super()._check_params()
         self.targeted = _checks.flag("targeted", self.targeted)
+        self.precision = _checks.choice("precision", self.precision, tuple(_bridge.PRECISIONS))
         attack_objective(self.loss)
 
     def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
         objective = attack_objective(self.loss, self.targeted)
         ascent = ascend(
-            Objective(_bridge.logits_of(self.estimator), objective, self.targeted),
+            Objective(_bridge.logits_of(self.estimator, precision=self.precision), objective, self.targeted),
             x,
             labels,
             p=self.p,
@@ -239,6 +242,7 @@ class WassersteinPGD(WassersteinAscent):
         summary_writer: bool | str | SummaryWriter = False,
         verbose: bool = True,
         schedule: str = "constant",
+        precision: str = "float32",
     ) -> None:
         """Create the attack.
 
@@ -261,11 +265,14 @@ class WassersteinPGD(WassersteinAscent):
         :param summary_writer: TensorBoard summaries, as in ART: False, True, a path or a SummaryWriter.
         :param verbose: Show a progress bar over the steps.
         :param schedule: "constant" steps, or steps that fall "linear"ly to 0, which attack harder.
+        :param precision: "float32", or "bfloat16" or "float16": then the network's passes run under torch's autocast,
+            the logits and all reductions in float32. Faster where the hardware knows the format (docs/performance.md
+            says what it does to the attack).
         :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
         """
-        super().__init__(estimator, p, norm, eps, loss, targeted, batch_size, summary_writer, verbose)
+        super().__init__(estimator, p, norm, eps, loss, targeted, batch_size, summary_writer, verbose, precision)
         self.eps_step = eps_step
         self.max_iter = max_iter
         self.schedule = schedule
@@ -302,6 +309,7 @@ class WassersteinFGM(WassersteinAscent):
         batch_size: int = 128,
         summary_writer: bool | str | SummaryWriter = False,
         verbose: bool = True,
+        precision: str = "float32",
     ) -> None:
         """Create the attack; the parameters are those of :class:`WassersteinPGD`.
 
@@ -314,11 +322,12 @@ class WassersteinFGM(WassersteinAscent):
         :param batch_size: Samples in one forward and backward pass.
         :param summary_writer: TensorBoard summaries, as in ART.
         :param verbose: Show a progress bar.
+        :param precision: "float32", "bfloat16" or "float16".
         :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
         """
-        super().__init__(estimator, p, norm, eps, loss, targeted, batch_size, summary_writer, verbose)
+        super().__init__(estimator, p, norm, eps, loss, targeted, batch_size, summary_writer, verbose, precision)
         self._check_params()
 
     def _check_params(self) -> None:

@@ -11,7 +11,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from torch import Tensor, nn
 
 from art_wdro._losses import class_indices
+from art_wdro._rows import parts
 
 
 def require_pytorch(owner: type | Callable[..., object], classifier: object) -> None:
@@ -56,17 +57,28 @@ def network(classifier: PyTorchClassifier) -> nn.Module:
     return own
 
 
-def logits_of(classifier: PyTorchClassifier, *, training: bool = False) -> Callable[[Tensor], Tensor]:
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Number formats of an attack's forward passes, by name; None leaves it to the network."""
+
+
+def logits_of(
+    classifier: PyTorchClassifier, *, training: bool = False, precision: str = "float32"
+) -> Callable[[Tensor], Tensor]:
     """Return the function from raw inputs (N, ...) to logits (N, K), differentiable in both.
 
     The classifier's preprocessing is part of it. The module's train or eval mode is the caller's.
 
     :param training: Apply the preprocessing that ART applies when fitting instead of predicting.
+    :param precision: A name in `PRECISIONS`: half precision where torch's autocast allows it.
     :raises ValueError: From the function, if the network does not put out (N, nb_classes).
     """
+    preprocess = _preprocessing(classifier, training)
+    dtype = PRECISIONS[precision]
+    casting = nullcontext() if dtype is None else torch.autocast(classifier.device.type, dtype)
 
     def function(x: Tensor) -> Tensor:
-        outputs = classifier._model(_preprocess(classifier, x, training))
+        with casting:
+            outputs = classifier._model(preprocess(x))
         # ART's wrapper returns the outputs of all layers of an nn.Sequential; the logits are the last
         logits: Tensor = outputs[-1]
         if logits.shape != (len(x), classifier.nb_classes):
@@ -79,14 +91,12 @@ def logits_of(classifier: PyTorchClassifier, *, training: bool = False) -> Calla
     return function
 
 
-def _preprocess(classifier: PyTorchClassifier, x: Tensor, training: bool) -> Tensor:
+def _preprocessing(classifier: PyTorchClassifier, training: bool) -> Callable[[Tensor], Tensor]:
     if all(map(_is_identity, classifier.preprocessing_operations)):
-        return x
+        return lambda x: x
     if not classifier.all_framework_preprocessing:
-        preprocessed: Tensor = _NumPyPreprocessing.apply(x, classifier, training)
-        return preprocessed
-    preprocessed, _ = classifier._apply_preprocessing(x, None, fit=training, no_grad=False)
-    return preprocessed
+        return lambda x: _NumPyPreprocessing.apply(x, classifier, training)
+    return lambda x: classifier._apply_preprocessing(x, None, fit=training, no_grad=False)[0]
 
 
 def _is_identity(operation: object) -> bool:
@@ -117,29 +127,30 @@ class _NumPyPreprocessing(torch.autograd.Function):
 
 @contextmanager
 def restored(classifier: PyTorchClassifier) -> Iterator[None]:
-    """Put every module back in its own mode and every parameter's `.grad` back in place afterwards."""
+    """Put every module back in its own mode afterwards, and every parameter's `.grad` and `requires_grad`."""
     modes = [(module, module.training) for module in classifier._model.modules()]
-    gradients = [(parameter, parameter.grad) for parameter in classifier._model.parameters()]
-    for parameter, _ in gradients:
-        parameter.grad = None
+    parameters = [(weight, weight.grad, weight.requires_grad) for weight in classifier._model.parameters()]
+    for weight, _, _ in parameters:
+        weight.grad = None
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+        for weight, gradient, trained in parameters:
+            weight.requires_grad_(trained).grad = gradient
 
 
 @contextmanager
 def evaluating(classifier: PyTorchClassifier) -> Iterator[None]:
-    """Put the network in eval mode; afterwards restore modes and parameter gradients.
+    """Put the network in eval mode with its parameters frozen; afterwards restore all of it.
 
+    Frozen, because a compiled network computes the gradients of all parameters that want one, asked or not.
     cuDNN cannot differentiate a recurrent layer in eval mode, so it is switched off for those.
     """
     cudnn = torch.backends.cudnn.enabled and not classifier.is_rnn
     with restored(classifier), torch.inference_mode(False), torch.backends.cudnn.flags(enabled=cudnn):
-        classifier._model.eval()
+        classifier._model.eval().requires_grad_(False)
         yield
 
 
@@ -272,9 +283,13 @@ def as_labels(classifier: PyTorchClassifier, y: Any, count: int, name: str = "y"
 def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Tensor:
     """Return argmax f(x), (N,), on the classifier's device; call it inside :func:`undisturbed`."""
     function = logits_of(classifier)
-    batches = [x[start : start + batch_size] for start in range(0, len(x), batch_size)]
     with torch.no_grad():
-        return torch.cat([function(batch.to(classifier.device)).argmax(1) for batch in batches])
+        return torch.cat([function(points).argmax(1) for points in batches_of(classifier, x, batch_size)])
+
+
+def batches_of(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Yield the rows of inputs or labels in batches on the classifier's device."""
+    return (x[rows].to(classifier.device) for rows in parts(len(x), batch_size))
 
 
 def _detach(tensor: Tensor) -> Tensor:

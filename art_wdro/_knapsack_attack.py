@@ -85,6 +85,7 @@ class WassersteinKnapsack(WassersteinAttack):
             batch_size=self.batch_size,
             box=_bridge.box(self.estimator),
             mask=mask,
+            device=self.estimator.device,
             progress=progress,
         )
         self.distances_: np.ndarray = found.distances.cpu().numpy()

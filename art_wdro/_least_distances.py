@@ -33,6 +33,7 @@ from art_wdro._geometry import (
     sample_norms,
 )
 from art_wdro._losses import as_float
+from art_wdro._rows import Rows, parts, staged
 
 STEPS_OF_A_RUN = 45
 CLASSES = 9
@@ -76,35 +77,39 @@ def least_distances(
     batch_size: int,
     box: Box | None = None,
     mask: Tensor | None = None,
+    device: torch.device | None = None,
     progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda batches: batches,
 ) -> LeastDistances:
     """Search the least l_r distance of every sample to a point of another class in the box.
 
     :param logits_of: Maps inputs (N, ...) to logits (N, K), sample by sample, differentiably.
     :param x: Inputs, (N, ...), inside the box.
-    :param labels: Class indices, (N,), on the device of `x`.
+    :param labels: Class indices, (N,), on the device that computes.
     :param r: Exponent of the ground norm.
     :param max_iter: Gradient evaluations a sample, at most.
     :param batch_size: Samples in one forward and backward pass.
     :param box: Bounds of the inputs, or None.
     :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
+    :param device: The device that computes; None is that of `x`, which may lie on the host instead.
     :param progress: Wraps the iteration over batches, for a progress bar.
     :return: Distances, the points found, and the gradient evaluations spent. Every distance is that of a point whose
         class differs, so it bounds the least distance from above.
     """
+    data = Rows(x, device or x.device)
+    movable = None if mask is None else Rows(mask, data.device)
     with torch.no_grad():
-        parts = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
-        standing = torch.cat([logits_of(x[part]).argmax(1) == labels[part] for part in parts])
-    distances = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    nearest = x.clone()
+        batches = staged(parts(len(data), batch_size), data)
+        standing = torch.cat([logits_of(points).argmax(1) == labels[rows] for rows, points in batches])
+    distances = torch.zeros(len(data), dtype=torch.float64, device=data.device)
+    nearest = data.clone()
     gradients = 0
     chosen = standing.nonzero()[:, 0]
-    for rows in progress([chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]):
-        search = _Search(logits_of, x[rows], labels[rows], r, box, None if mask is None else mask[rows])
+    for rows in progress([chosen[part] for part in parts(len(chosen), batch_size)]):
+        search = _Search(logits_of, data[rows], labels[rows], r, box, None if movable is None else movable[rows])
         search.run(max_iter)
         distances[rows], nearest[rows] = search.distances(), search.nearest
         gradients += search.gradients
-    return LeastDistances(distances, nearest, gradients)
+    return LeastDistances(distances, nearest.whole(), gradients)
 
 
 class _Search:

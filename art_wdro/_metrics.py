@@ -80,9 +80,7 @@ def sensitivity(
     with _bridge.undisturbed(classifier):
         if labels is None:
             labels = _bridge.predicted_labels(classifier, inputs, batch_size)
-        device = classifier.device
-        rows = [slice(start, start + batch_size) for start in range(0, len(inputs), batch_size)]
-        batches = ((inputs[batch].to(device), labels[batch].to(device)) for batch in rows)
+        batches = zip(*(_bridge.batches_of(classifier, data, batch_size) for data in (inputs, labels)), strict=True)
         return upsilon(objective, batches, p, r).item()
 
 
@@ -156,9 +154,8 @@ def accuracy_bounds(
 
 
 def _values(objective: Objective, x: Tensor, labels: Tensor, batch_size: int, classifier: PyTorchClassifier) -> Value:
-    device = classifier.device
-    rows = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
-    values = [objective.value(x[batch].to(device), labels[batch].to(device)) for batch in rows]
+    batches = zip(*(_bridge.batches_of(classifier, data, batch_size) for data in (x, labels)), strict=True)
+    values = [objective.value(*batch) for batch in batches]
     return Value(torch.cat([v.losses for v in values]), torch.cat([v.standing for v in values]))
 
 

@@ -95,7 +95,7 @@ def staged(chosen: Iterable[Some], *arrays: Rows) -> Iterator[tuple[Any, ...]]:
         yield from ((some, *(array[some] for array in arrays)) for some in chosen)
         return
     device = arrays[0].device
-    work, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    work, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waiting: tuple[Any, ...] | None = None
     for some in [*chosen, None]:
         coming = None

@@ -65,6 +65,7 @@ class DistributionalTRADESTrainer(FineTuner):
         loss: str | PerSampleLoss = "redlr",
         window: int = 16,
         verbose: bool = True,
+        precision: str = "float32",
     ) -> None:
         """Create the trainer.
 
@@ -91,6 +92,8 @@ class DistributionalTRADESTrainer(FineTuner):
         :param loss: Loss of the attack, as for :class:`WassersteinPGD`.
         :param window: Number of recent batches in the streaming estimate.
         :param verbose: Show a progress bar.
+        :param precision: Number format of the attack's passes, as for :class:`WassersteinPGD`; the update's stay as the
+            network has them.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
@@ -106,8 +109,10 @@ class DistributionalTRADESTrainer(FineTuner):
         step = None if eps_step is None else _checks.real("eps_step", eps_step, 0.0, open_low=True)
         relative = 1 / self._max_iter if step is None or self._eps == 0 else step / self._eps
         self._steps = step_lengths(relative, self._max_iter)
-        self._objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))
-        self._pointwise = Objective(_bridge.logits_of(classifier), attack_objective("ce"))
+        precision = _checks.choice("precision", precision, tuple(_bridge.PRECISIONS))
+        attacked = _bridge.logits_of(classifier, precision=precision)
+        self._objective = Objective(attacked, attack_objective(loss))
+        self._pointwise = Objective(attacked, attack_objective("ce"))
 
     def _begin(self, sample: Callable[[float], Iterator[Batch]] | None) -> None:
         self._running = RunningUpsilon(self._eta, self._p, self._window)

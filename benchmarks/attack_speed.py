@@ -2,32 +2,60 @@
 """The cost of an attack as a multiple of the bare loop: forwards and input gradients, nothing else.
 
     python benchmarks/attack_speed.py digits
-    python benchmarks/attack_speed.py cifar10 --data-dir DIR
+    python benchmarks/attack_speed.py cifar10 --data-dir DIR --options
 
 All contestants take the same steps on the same images in the same batches; they run interleaved, several times, and
-the medians of their times are divided by that of the bare loop.
+the median of the ratios within a round counts. `--options` adds number formats, memory layouts and torch.compile, with
+the accuracy that each leaves.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import copy
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import art
 import numpy as np
 import torch
 from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
     ProjectedGradientDescentPyTorch,
 )
+from art.estimators.classification import PyTorchClassifier
 from networks import SETTINGS, load, robust_network
+from timing import interleaved, keep, machine, ratio
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinPGD
+
+
+def bare_loop(
+    model: nn.Module, x: np.ndarray, y: np.ndarray, batch_size: int, steps: int, device: torch.device
+) -> Callable[[], None]:
+    """Return the floor: K forwards and K backwards to the input, in eval mode, parameters frozen."""
+
+    def run() -> None:
+        model.eval().requires_grad_(False)
+        for start in range(0, len(x), batch_size):
+            batch = torch.from_numpy(x[start : start + batch_size]).to(device)
+            labels = torch.from_numpy(y[start : start + batch_size]).to(device)
+            for _ in range(steps):
+                batch.requires_grad_(True)
+                torch.autograd.grad(cross_entropy(model(batch), labels, reduction="sum"), batch)
+                batch = batch.detach()
+        model.requires_grad_(True)
+
+    return run
+
+
+def rewrapped(classifier: PyTorchClassifier, change: Callable[[nn.Module], nn.Module]) -> PyTorchClassifier:
+    """Return a classifier with a changed copy of the network."""
+    model = change(copy.deepcopy(classifier.model))
+    shape = classifier.input_shape
+    return PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, classifier.nb_classes, clip_values=(0, 1))
 
 
 def main() -> None:
@@ -39,55 +67,69 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--options", action="store_true", help="also number formats, memory layouts and torch.compile")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     classifier = robust_network(args.name, args.data_dir)
     data = load(args.name, args.data_dir, train=False)
     x, y, eps = data.x[: args.samples], data.y[: args.samples], SETTINGS[args.name].eps
-    model, one_hot = classifier.model, np.eye(10, dtype=np.float32)[y]
     shared = {"eps": eps, "max_iter": args.steps, "batch_size": args.batch_size, "verbose": False}
-
-    def bare() -> None:
-        model.eval().requires_grad_(False)
-        for start in range(0, len(x), args.batch_size):
-            batch = torch.from_numpy(x[start : start + args.batch_size])
-            labels = torch.from_numpy(y[start : start + args.batch_size])
-            for _ in range(args.steps):
-                batch.requires_grad_(True)
-                torch.autograd.grad(cross_entropy(model(batch), labels, reduction="sum"), batch)
-                batch = batch.detach()
-        model.requires_grad_(True)
-
-    def ours(**settings: object) -> Callable[[], object]:
-        return lambda: WassersteinPGD(classifier, **shared, **settings).generate(x, y)
-
+    one_hot = np.eye(10, dtype=np.float32)[y]
+    left: dict[str, float] = {}
     contestants: dict[str, Callable[[], object]] = {
-        "bare loop": bare,
-        "W-PGD, cross-entropy": ours(loss="ce"),
-        "W-PGD, ReDLR": ours(),
-        "W-PGD, ReDLR, the paper's step": ours(eps_step=eps / args.steps),
-        "ART's PGD": lambda: ProjectedGradientDescentPyTorch(
-            classifier, norm=np.inf, eps_step=eps / 8, **shared
-        ).generate(x, one_hot),
+        "bare loop": bare_loop(classifier.model, x, y, args.batch_size, args.steps, classifier.device)
     }
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for repeat in range(args.repeats + 1):
-        for name, run in contestants.items():
-            started = time.perf_counter()
-            run()
-            if repeat > 0:  # the first one warms up
-                times[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"{args.name}: {len(x)} images, batches of {args.batch_size}, {args.steps} steps, {args.repeats} repeats")
-    print(f"torch {torch.__version__}, ART {art.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
-    print("| attack | seconds | of the bare loop | ART's PGD over it |\n| --- | --- | --- | --- |")
-    for name, seconds in medians.items():
-        against = medians["ART's PGD"] / seconds
-        print(f"| {name} | {seconds:.2f} | {seconds / medians['bare loop']:.2f} | {against:.2f} |")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        setting = {"network": args.name, "samples": len(x), "batch_size": args.batch_size, "steps": args.steps}
-        args.json.write_text(json.dumps(setting | {"seconds": times}, indent=1))
+
+    def enter(name: str, on: PyTorchClassifier = classifier, **settings: Any) -> None:
+        def run() -> None:
+            adversarial = WassersteinPGD(on, **shared, **settings).generate(x, y)
+            if name not in left:  # in the round to warm up
+                left[name] = float(np.mean(classifier.predict(adversarial).argmax(1) == y))
+
+        contestants[name] = run
+
+    enter("W-PGD, cross-entropy", loss="ce")
+    enter("W-PGD, cross-entropy, p = inf", loss="ce", p=np.inf)
+    enter("W-PGD, ReDLR")
+    enter("W-PGD, ReDLR, the paper's step", eps_step=eps / args.steps)
+    if args.options:
+        layout = {"memory_format": torch.channels_last}
+        enter("W-PGD, cross-entropy, channels_last", rewrapped(classifier, lambda m: m.to(**layout)), loss="ce")
+        enter("W-PGD, cross-entropy, torch.compile", rewrapped(classifier, torch.compile), loss="ce")
+        enter("W-PGD, cross-entropy, bfloat16", loss="ce", precision="bfloat16")
+        enter("W-PGD, cross-entropy, p = inf, bfloat16", loss="ce", p=np.inf, precision="bfloat16")
+        enter("W-PGD, ReDLR, channels_last", rewrapped(classifier, lambda m: m.to(**layout)))
+        enter("W-PGD, ReDLR, torch.compile", rewrapped(classifier, torch.compile))
+        enter("W-PGD, ReDLR, bfloat16", precision="bfloat16")
+        if classifier.device.type == "cuda":  # processors without it emulate the format, at many times the cost
+            enter("W-PGD, ReDLR, float16", precision="float16")
+    art_pgd = {"norm": np.inf, "eps_step": eps / 8, **shared}
+    contestants["ART's PGD"] = lambda: ProjectedGradientDescentPyTorch(classifier, **art_pgd).generate(x, one_hot)
+
+    times = interleaved(contestants, args.repeats)
+    setting = {"network": args.name, "samples": len(x), "batch_size": args.batch_size, "steps": args.steps}
+    setting["repeats"] = args.repeats
+    print(setting)
+    print(machine())
+    keep(args.json, setting, rows=table(times, left), seconds=times)
+
+
+def table(times: dict[str, list[float]], left: dict[str, float]) -> list[dict[str, Any]]:
+    """Print and return one row a contestant."""
+    print("| attack | seconds | of the bare loop | ART's PGD over it | accuracy left in % |\n" + "| --- " * 5 + "|")
+    rows = []
+    for name, own in times.items():
+        row = {
+            "attack": name,
+            "seconds": statistics.median(own),
+            "of_bare_loop": ratio(times, name, "bare loop"),
+            "art_over_it": ratio(times, "ART's PGD", name),
+            "accuracy_left": left.get(name),
+        }
+        rows.append(row)
+        accuracy = "" if name not in left else f"{100 * left[name]:.1f}"
+        print("| {attack} | {seconds:.2f} | {of_bare_loop:.2f} | {art_over_it:.2f} |".format(**row), accuracy, "|")
+    return rows
 
 
 if __name__ == "__main__":

@@ -107,6 +107,26 @@ def methods(
     return found
 
 
+def scored(counted: Counted, run: Callable[[], Any], x: Tensor, y: Tensor, r: float) -> dict[str, float]:
+    """Run a method once and score the points it returns."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    counted.gradients, started = 0, time.perf_counter()
+    points = torch.as_tensor(run()).detach().float()
+    seconds = time.perf_counter() - started
+    gradients = counted.gradients / len(x)
+    flipped = counted(points).argmax(1) != y
+    lengths = torch.linalg.vector_norm((points - x).flatten(1).double(), ord=r, dim=1)
+    lengths[~flipped] = torch.inf
+    return {
+        "median": lengths.median().item(),
+        "mean": lengths[flipped].mean().item(),
+        "found": flipped.double().mean().item(),
+        "gradients": gradients,
+        "seconds": seconds,
+    }
+
+
 def main() -> None:
     """Run the comparison on one network: print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,24 +152,7 @@ def main() -> None:
     rows = []
     for r in (np.inf, 2.0, 1.0):
         for name, run in methods(classifier, x, y, r, args.with_art).items():
-            torch.manual_seed(0)
-            np.random.seed(0)
-            counted.gradients, started = 0, time.perf_counter()
-            points = torch.as_tensor(run()).detach().float()
-            seconds = time.perf_counter() - started
-            gradients = counted.gradients / len(x)
-            flipped = counted(points).argmax(1) != y
-            lengths = torch.linalg.vector_norm((points - x).flatten(1).double(), ord=r, dim=1)
-            lengths[~flipped] = torch.inf
-            row = {
-                "norm": f"l_{r:g}",
-                "method": name,
-                "median": lengths.median().item(),
-                "mean": lengths[flipped].mean().item(),
-                "found": flipped.double().mean().item(),
-                "gradients": gradients,
-                "seconds": seconds,
-            }
+            row = {"norm": f"l_{r:g}", "method": name} | scored(counted, run, x, y, r)
             rows.append(row)
             figures = "{median:.4f} | {mean:.4f} | {found:.1%} | {gradients:.0f} | {seconds:.1f}".format(**row)
             print(f"| l_{r:g} | {name} | {figures} |", flush=True)

@@ -597,5 +597,5 @@ def test_the_preprocessing_that_does_nothing_is_left_out():
     x = torch.rand(3, 30)
     plain, shifted = linear_problem().classifier, linear_problem(preprocessing=(0.5, 0.2)).classifier
     assert plain.preprocessing_operations
-    assert _bridge._preprocess(plain, x, training=False) is x
-    torch.testing.assert_close(_bridge._preprocess(shifted, x, training=False), (x - 0.5) / 0.2)
+    assert _bridge._preprocessing(plain, training=False)(x) is x
+    torch.testing.assert_close(_bridge._preprocessing(shifted, training=False)(x), (x - 0.5) / 0.2)

@@ -92,6 +92,7 @@ BAD_PARAMETERS = [
     ({"eps_step": 0.0}, ValueError, "eps_step is 0.0; allowed is a number > 0"),
     ({"max_iter": 2.5}, TypeError, "max_iter is 2.5; allowed is a whole number"),
     ({"verbose": "yes"}, ValueError, "verbose is 'yes'; allowed is True or False"),
+    ({"precision": "int8"}, ValueError, "precision is 'int8'; allowed is one of 'float32', 'bfloat16', 'float16'"),
 ]
 OF_ATTACKS = [
     ({"max_iter": -1}, ValueError, "max_iter is -1; allowed is a whole number >= 0"),

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+"""What the benchmarks of speed share: interleaved timing, ratios, and the machine they ran on."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import art
+import torch
+
+
+def interleaved(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Time all contestants in turn, several times over, after one round to warm up; seconds by name."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for repeat in range(repeats + 1):
+        for name, run in contestants.items():
+            _wait()
+            started = time.perf_counter()
+            run()
+            _wait()
+            if repeat > 0:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
+    """Return the median over the rounds of one contestant's time over another's of the same round."""
+    return statistics.median(own / other for own, other in zip(times[name], times[base], strict=True))
+
+
+def machine() -> dict[str, Any]:
+    """Describe what the figures were measured with."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
+    return {
+        "processor": ", ".join(sorted(names)) or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "art": art.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def keep(file: Path | None, setting: dict[str, Any], **results: Any) -> None:
+    """Write a setting, the machine and the results as JSON, if a file is named."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"setting": setting, "machine": machine(), **results}, indent=1) + "\n")
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

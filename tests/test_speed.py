@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""What makes the attacks fast changes no answer: parts of the arithmetic, number formats, compiled networks, memory."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from art_wdro import DistributionalTRADESTrainer, WassersteinFGM, WassersteinPGD, _rows
+from art_wdro._ascent import ascend, step_lengths
+from art_wdro._losses import attack_objective
+from art_wdro._sensitivity import Objective
+from tests.conftest import NORMS, digits, linear_problem, make_classifier
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("numbers", [1, 200, 2**30])
+def test_the_arithmetic_may_be_cut_anywhere(digits_classifier, monkeypatch, norm, numbers):
+    x, y = (part[:50] for part in digits()[1])
+    attack = WassersteinPGD(digits_classifier, norm=norm, eps=0.2, max_iter=6, batch_size=20, verbose=False)
+    expected = attack.generate(x, y)
+    monkeypatch.setattr(_rows, "CACHED", numbers)
+    np.testing.assert_array_equal(attack.generate(x, y), expected)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", [WassersteinPGD, WassersteinFGM])
+def test_half_precision_stays_in_the_ball_and_does_nearly_the_same(digits_classifier, kind, precision):
+    x, y = (part[:100] for part in digits()[1])
+    dtypes = set()
+    digits_classifier.model.features.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    left = {}
+    for name in ("float32", precision):
+        dtypes.clear()
+        attack = kind(digits_classifier, eps=0.05, verbose=False, precision=name)
+        adversarial = attack.generate(x, y)
+        assert dtypes == {getattr(torch, name)}
+        assert adversarial.dtype == np.float32
+        lengths = np.abs(adversarial.astype(float) - x).reshape(len(x), -1).max(1)
+        assert np.sqrt(np.mean(lengths**2)) <= 0.05 * (1 + 1e-6)
+        left[name] = np.mean(digits_classifier.predict(adversarial).argmax(1) == y)
+    assert left["float32"] < 0.9
+    assert left[precision] == pytest.approx(left["float32"], abs=0.05)
+
+
+def test_half_precision_in_training_is_the_attacks_alone(digits_classifier):
+    dtypes = []
+    digits_classifier.model.features.register_forward_hook(
+        lambda module, inputs, output: dtypes.append((module.training, output.dtype))
+    )
+    trainer = DistributionalTRADESTrainer(digits_classifier, max_iter=2, precision="bfloat16", verbose=False)
+    x, y = (part[:64] for part in digits()[0])
+    trainer.fit(x, y, batch_size=32, nb_epochs=1)
+    assert set(dtypes) == {(False, torch.bfloat16), (True, torch.float32)}
+
+
+def test_a_compiled_network_is_not_compiled_for_every_batch_size(digits_classifier):
+    graphs = CompileCounterWithBackend("eager")
+    compiled = make_classifier(torch.compile(digits_classifier.model, backend=graphs), (1, 8, 8), 10)
+    x, y = digits()[1]
+    for count in (97, 64, 33, 70, 51, 1):
+        settings = {"eps": 0.2, "max_iter": 8, "batch_size": 32, "verbose": False}
+        adversarial = WassersteinPGD(compiled, **settings).generate(x[:count], y[:count])
+        expected = WassersteinPGD(digits_classifier, **settings).generate(x[:count], y[:count])
+        np.testing.assert_allclose(adversarial, expected, atol=1e-5)
+    # with and without gradient, each for one size and for any size; the smallest size may have one of its own
+    assert graphs.frame_count <= 6
+
+
+def test_channels_last_changes_nothing(digits_classifier):
+    x, y = (part[:50] for part in digits()[1])
+    attack = WassersteinPGD(digits_classifier, eps=0.1, max_iter=5, verbose=False)
+    expected = attack.generate(x, y)
+    digits_classifier.model.to(memory_format=torch.channels_last)
+    np.testing.assert_allclose(attack.generate(x, y), expected, atol=1e-4)
+
+
+PEAK = r"""
+import re, sys
+from pathlib import Path
+import numpy as np, torch
+from art.estimators.classification import PyTorchClassifier
+from art_wdro import WassersteinPGD
+
+def peak():
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 3))
+classifier = PyTorchClassifier(model, torch.nn.CrossEntropyLoss(), (1024,), 3, clip_values=(0, 1), device_type="cpu")
+settings = {"norm": float(sys.argv[1]), "loss": "ce", "max_iter": 3, "batch_size": 64, "verbose": False}
+attack = WassersteinPGD(classifier, eps=0.05, **settings)
+x = np.random.default_rng(0).random((2**15, 1024), dtype=np.float32)
+y = np.zeros(len(x), dtype=int)
+attack.generate(x[:256], y[:256])
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+before = peak()
+attack.generate(x, y)
+print((peak() - before) / x.nbytes)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("norm", "copies"), [("inf", 2.25), ("1", 2.25), ("2", 3.0)])
+def test_holds_at_most_three_copies(norm, copies):
+    done = subprocess.run([sys.executable, "-c", PEAK, norm], capture_output=True, text=True, check=True)
+    # the two iterates, the directions in bytes or floats, and what a batch takes
+    assert 1.0 < float(done.stdout) < copies + 0.2
+
+
+@needs_cuda
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_step_waits_for_the_device(norm):
+    problem = linear_problem()
+    model = problem.classifier.model.cuda()
+    x, y = torch.from_numpy(problem.x).cuda(), torch.from_numpy(problem.y).cuda()
+    objective = Objective(model, attack_objective("ce"))
+    box = torch.zeros((), device="cuda"), torch.ones((), device="cuda")
+    settings = {"p": 2.0, "r": norm, "batch_size": 16, "box": box, "keep_best": True}
+    ascend(objective, x, y, budget=0.1, steps=step_lengths(0.1, 2), **settings)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = ascend(objective, x, y, budget=lambda upsilon: upsilon, steps=step_lengths(0.1, 8), **settings)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (found.x != x).any()
+
+
+@needs_cuda
+@pytest.mark.parametrize(("norm", "loss"), list(itertools.product(NORMS, ("ce", "redlr"))))
+def test_data_on_the_host_give_the_same(norm, loss):
+    problem = linear_problem()
+    model = problem.classifier.model.cuda()
+    x, y = torch.from_numpy(problem.x), torch.from_numpy(problem.y).cuda()
+    objective = Objective(model, attack_objective(loss))
+    box = torch.zeros((), device="cuda"), torch.ones((), device="cuda")
+    settings = {"p": 2.0, "r": norm, "budget": 0.1, "batch_size": 16, "box": box, "keep_best": True}
+    steps = step_lengths(0.1, 8)
+    on_host = ascend(objective, x, y, steps=steps, device=torch.device("cuda", 0), **settings).x
+    on_device = ascend(objective, x.cuda(), y, steps=steps, **settings).x
+    assert on_host.device.type == "cpu"
+    torch.testing.assert_close(on_host, on_device.cpu(), atol=1e-6, rtol=0)
+
+
+def test_too_large_data_stay_on_the_host(monkeypatch):
+    cuda = torch.device("cuda", 0)
+    x = torch.zeros(100, 10)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 4 * x.nbytes - 1, 10**12))
+    assert _rows.placed(x, cuda) is x
+    assert _rows.placed(x, torch.device("cpu")) is x
+
+
+def test_rows_that_lie_elsewhere_are_read_and_written(monkeypatch):
+    """The host's rows with a device that is none: reading and writing go through the same calls."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    values = torch.arange(12.0).reshape(6, 2)
+    rows = _rows.Rows(values, torch.device("cpu"))
+    rows.resident = False
+    rows.take(slice(0, 2), torch.full((2, 2), 7.0), torch.tensor(1.0))
+    rows.take(slice(2, 4), torch.full((2, 2), 7.0), torch.tensor(0.0))
+    rows[torch.tensor([5])] = torch.tensor([[1.0, 2.0]])
+    assert values.tolist() == [[7, 7], [7, 7], [4, 5], [6, 7], [8, 9], [1, 2]]
+    assert rows.like(torch.int8)[slice(0, 6)].dtype == torch.int8
