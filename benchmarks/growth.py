@@ -4,8 +4,9 @@
     python benchmarks/growth.py --figure FILE
 
 A network of one convolution, so that the attack's own work and memory weigh as much as they ever do. Every cell runs
-in a process of its own, several times over: the median time of one step, and the peak of the resident memory above
-what the process held before, in arrays of the size of the images.
+in a process of its own, several times over: the median time of one step, of one step of the bare loop (a forward pass
+and an input gradient of every image, nothing else), and the peak of the resident memory above what the process held
+before, in arrays of the size of the images.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from attack_speed import bare_loop
 from timing import keep, machine
 from torch import nn
 
@@ -59,7 +61,12 @@ def cell(count: int, side: int) -> dict[str, float]:
     started = time.perf_counter()
     attack.generate(x, y)
     seconds = (time.perf_counter() - started) / STEPS
-    return {"seconds": seconds, "copies": (memory("VmHWM") - before) / x.nbytes, "bytes": x.nbytes}
+    copies = (memory("VmHWM") - before) / x.nbytes
+    bare = bare_loop(classifier.model, x, y, 128, STEPS, torch.device("cpu"))
+    started = time.perf_counter()
+    bare()
+    floor = (time.perf_counter() - started) / STEPS
+    return {"seconds": seconds, "floor": floor, "copies": copies, "bytes": x.nbytes}
 
 
 def draw(rows: list[dict[str, float]], file: Path) -> None:
@@ -100,12 +107,16 @@ def main() -> None:
             command = [sys.executable, __file__, "--cell", str(count), str(side)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found[count, side].append(json.loads(done.stdout.splitlines()[-1]))
-    print("| images | side | seconds a step | nanoseconds a number | peak memory in arrays |\n" + "| --- " * 5 + "|")
+    print("| images | side | seconds a step | nanoseconds a number | of the bare loop | peak memory in arrays |")
+    print("| --- " * 6 + "|")
     rows = []
     for (count, side), runs in found.items():
-        seconds, copies = (statistics.median(run[key] for run in runs) for key in ("seconds", "copies"))
-        rows.append({"count": count, "side": side, "seconds": seconds, "copies": copies, "bytes": runs[0]["bytes"]})
-        print(f"| {count} | {side} | {seconds:.3f} | {4e9 * seconds / rows[-1]['bytes']:.1f} | {copies:.2f} |")
+        row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        row |= {"count": count, "side": side, "of_bare_loop": row["seconds"] / row["floor"]}
+        row["nanoseconds"] = 4e9 * row["seconds"] / row["bytes"]
+        rows.append(row)
+        text = "| {count} | {side} | {seconds:.3f} | {nanoseconds:.1f} | {of_bare_loop:.2f} | {copies:.2f} |"
+        print(text.format(**row))
     if args.figure:
         draw(rows, args.figure)
     keep(args.json, {"steps": STEPS, "repeats": args.repeats}, rows=rows)
