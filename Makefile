@@ -19,9 +19,13 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.demo
+bench: $(VENV)/.bench
+	$(BIN)/pip install --disable-pip-version-check --no-deps adv-lib==0.2.8  # it wants a server for plots
 	$(BIN)/python benchmarks/evaluation.py digits --json runs/evaluation_digits.json
-	$(BIN)/python benchmarks/attack_speed.py digits --json runs/attack_speed_digits.json
+	$(BIN)/python benchmarks/attack_speed.py digits --options --json runs/attack_speed_digits.json
+	$(BIN)/python benchmarks/training_speed.py digits --json runs/training_speed_digits.json
+	$(BIN)/python benchmarks/knapsack_speed.py digits --json runs/knapsack_speed_digits.json
+	$(BIN)/python benchmarks/growth.py --json runs/growth.json --figure runs/growth.png
 	$(BIN)/python benchmarks/upsilon_estimates.py $(ARGS)
 
 art-suite: $(VENV)/.test

@@ -4,8 +4,8 @@
     pip install foolbox==3.3.4; pip install --no-deps adv-lib==0.2.8
     python benchmarks/knapsack_speed.py fashion-mnist --data-dir DIR
 
-For each rival the search gets the fewest gradient evaluations, of a ladder, at which its median distance is the rival's or
-less; then both run interleaved on the same images, and their gradients a sample and times are compared.
+For each rival the search gets the fewest gradient evaluations, of a ladder, at which its median distance is the rival's
+or less; then both run interleaved on the same images, and their gradients a sample and times are compared.
 """
 
 from __future__ import annotations
