@@ -2,6 +2,7 @@
 """Distributional (Wasserstein) threats for the Adversarial Robustness Toolbox."""
 
 from art_wdro._attacks import WassersteinFGM, WassersteinPGD
+from art_wdro._coupling import sharded
 from art_wdro._evaluation import evaluate
 from art_wdro._knapsack import knapsack_accuracy
 from art_wdro._knapsack_attack import WassersteinKnapsack
@@ -30,5 +31,6 @@ __all__ = [
     "perturb_weights",
     "reinitialise_last_layer",
     "sensitivity",
+    "sharded",
     "wasserstein_distance",
 ]

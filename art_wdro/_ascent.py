@@ -10,30 +10,17 @@ Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, equations (10) and (11).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from art_wdro._geometry import (
-    allowed_radii,
-    clip,
-    displace,
-    dual_exponent,
-    movable_coordinates,
-    per_sample,
-    power_mean,
-    project_on_balls,
-    sample_direction,
-    sample_lengths,
-    sample_norms,
-)
+from art_wdro._checkpoint import Progress
+from art_wdro._coupling import Gather, alone
+from art_wdro._geometry import dual_exponent, power_mean, sample_lengths
+from art_wdro._iterate import Best, Box, Iterate, Threat
 from art_wdro._rows import Rows, Some, parts, staged
-from art_wdro._sensitivity import Objective, Value, dual_norms
-
-Box = tuple[Tensor, Tensor]
-"""Lower and upper bounds of the inputs, broadcastable to one sample."""
-
+from art_wdro._sensitivity import Objective, Value
 
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "constant": lambda step, count: 1.0,
@@ -78,6 +65,8 @@ def ascend(
     batch_size: int,
     keep_best: bool,
     device: torch.device | None = None,
+    gather: Gather = alone,
+    progress: Progress | None = None,
     on_gradient: Callable[[int, int, Tensor, Tensor, Tensor], None] | None = None,
 ) -> Ascent:
     """Ascend the mean loss inside the W_p ball: x <- clip(project(x + alpha T(x))).
@@ -103,79 +92,61 @@ def ascend(
         a pick of iterates per sample, which could overspend.
     :param device: The device that computes; None is that of `x`. Labels, mask and box lie there; `x` may lie on the
         host, and then so does the result.
+    :param gather: Gathers numbers where `x` is a shard of the data set, perhaps an empty one.
+    :param progress: Where to save complete iterates, and to go on from.
     :param on_gradient: Called with step, batch number, inputs, labels and gradients of each batch.
     :return: The kept iterate, Upsilon at the inputs, and the budget.
     """
-    data = Rows(x, device or x.device)
-    batches = parts(len(data), batch_size)
-    chunks = parts(len(data), data.at_once(batch_size))
-    movable = None if mask is None else Rows(mask, data.device)
-    current = data.clone()
-    best = _Best(data) if keep_best else None
-    # h(g) is -1, 0 or 1 for l_inf and l_1, and one byte holds that
-    directions = data.like(x.dtype if r == 2.0 else torch.int8)
-    slopes = torch.zeros(len(data), dtype=torch.float64, device=data.device)
-    norms = torch.empty_like(slopes)
-    first_upsilon = slopes.new_zeros(())
-    eps = torch.zeros_like(first_upsilon) if callable(budget) else torch.full_like(first_upsilon, budget)
-
+    data = Rows(x, device or x.device).pinned()
+    movable = None if mask is None else Rows(mask, data.device).pinned()
+    iterate = Iterate(data, Threat(p, r, box, gather), batch_size)
+    best = Best(data, gather) if keep_best else None
     # a listener expects every batch
-    evaluation = _Evaluation(objective, labels, batches, sparse=objective.rectified and on_gradient is None)
+    evaluation = _Evaluation(objective, labels, batch_size, sparse=objective.rectified and on_gradient is None)
+    first_upsilon = torch.zeros((), dtype=torch.float64, device=data.device)
+    eps = first_upsilon if callable(budget) else torch.full_like(first_upsilon, budget)
+    done = 0
+
+    saved = None if progress is None else progress.load()
+    if saved is not None:
+        done, first_upsilon, eps = saved["steps"], saved["upsilon"].to(eps), saved["eps"].to(eps)
+        iterate.x.fill(saved["x"])
+        evaluation.set_state(saved["evaluation"])
+        if best is not None:
+            best.set_state(saved["best"])
+
+    def state() -> dict[str, Any]:
+        kept = None if best is None else best.state()
+        figures = {"steps": step + 1, "upsilon": first_upsilon, "eps": eps}
+        return figures | {"x": iterate.x.whole(), "evaluation": evaluation.state(), "best": kept}
 
     for step, relative_step in enumerate(steps):
-        slopes.zero_()
-        for number, (rows, point, gradient) in enumerate(evaluation.gradients(current)):
+        if step < done:
+            continue
+        iterate.slopes.zero_()
+        for number, (rows, point, gradient) in enumerate(evaluation.gradients(iterate.x)):
             if movable is not None:
                 gradient *= movable[rows]
             if on_gradient is not None:
                 on_gradient(step, number, point, labels[rows], gradient)
-            slopes[rows] = dual_norms(gradient, r)
-            # only l_1's direction needs to know what the box lets move
-            free = movable_coordinates(point, gradient, *box) if box is not None and r == 1.0 else None
-            direction = sample_direction(gradient, r, free)
-            # a length of 0 cancels any byte, but not NaN
-            directions[rows] = direction.nan_to_num_(0.0, 0.0, 0.0) if r == 2.0 else direction
-        upsilon = power_mean(slopes, dual_exponent(p))
+            iterate.take_direction(rows, point, gradient)
+        upsilon = power_mean(iterate.slopes, dual_exponent(p), gather=gather)
         if step == 0:
             first_upsilon = upsilon
             eps = budget(upsilon) if callable(budget) else eps
-        lengths = sample_lengths(slopes, upsilon, p) * (relative_step * eps)
         if best is not None:
-            best.compare(evaluation)
-        for rows, point, origin, direction in staged(chunks, current, data, directions):
-            if best is not None:
-                best.offer(rows, point)
-            delta = point - origin
-            delta += direction * per_sample(lengths[rows], delta)
-            norms[rows] = sample_norms(delta, r)
-            current[rows] = delta
-        radii = allowed_radii(norms, eps, p)
-        for rows, delta, origin in staged(chunks, current, data):
-            moved = origin + project_on_balls(delta, radii[rows], r)
-            current[rows] = moved if box is None else clip(moved, *box)
-        evaluation.moved = (lengths > 0) | (radii < norms)
+            best.compare(evaluation.losses, evaluation.standing)
+        lengths = sample_lengths(iterate.slopes, upsilon, p) * (relative_step * eps)
+        evaluation.moved = iterate.step(lengths, eps, best)
+        if progress is not None:
+            progress.offer(state)
 
+    kept = iterate.x
     if best is not None:
-        evaluation.update(current)
-        best.compare(evaluation)
-        for rows, point in staged(chunks, current):
-            best.offer(rows, point)
-        current = best.x
-    _round_into_ball(current, data, chunks, eps, p, r, box)
-    return Ascent(current.whole(), first_upsilon, eps)
-
-
-def _round_into_ball(
-    points: Rows, data: Rows, chunks: list[slice], eps: Tensor, p: float, r: float, box: Box | None
-) -> None:
-    """Project once more, in place: rounding x + delta to nearest may have taken an iterate out of the ball."""
-    norms = torch.empty(len(data), dtype=torch.float64, device=data.device)
-    for rows, point, origin in staged(chunks, points, data):
-        norms[rows] = sample_norms(point - origin, r)
-    radii = allowed_radii(norms, eps, p)
-    for rows, point, origin in staged(chunks, points, data):
-        moved = displace(origin, project_on_balls(point - origin, radii[rows], r))
-        points[rows] = moved if box is None else clip(moved, *box)
+        evaluation.update(kept)
+        best.compare(evaluation.losses, evaluation.standing)
+        kept = iterate.offer_to(best)
+    return Ascent(iterate.round_into_ball(kept, eps), first_upsilon, eps)
 
 
 class _Evaluation:
@@ -185,8 +156,10 @@ class _Evaluation:
     moved no forward pass either.
     """
 
-    def __init__(self, objective: Objective, labels: Tensor, batches: list[slice], sparse: bool) -> None:
-        self._objective, self._labels, self._batches, self._sparse = objective, labels, batches, sparse
+    def __init__(self, objective: Objective, labels: Tensor, batch_size: int, sparse: bool) -> None:
+        self._objective, self._labels = objective, labels
+        self._batch_size, self._sparse = batch_size, sparse
+        self._batches = parts(len(labels), batch_size)
         self.losses = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
         self.standing = torch.ones_like(labels, dtype=torch.bool)
         self.moved = torch.ones_like(self.standing)
@@ -204,6 +177,15 @@ class _Evaluation:
         """Evaluate an iterate without gradients."""
         self._update(x, self._chosen(self.moved) if self._sparse else self._batches)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return what is known of the last iterate evaluated, and which samples moved since."""
+        return {"losses": self.losses, "standing": self.standing, "moved": self.moved}
+
+    def set_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what :meth:`state` returned."""
+        for name, values in state.items():
+            setattr(self, name, values.to(self.losses.device))
+
     def _update(self, x: Rows, chosen: Sequence[Some]) -> None:
         for rows, point in staged(chosen, x):
             self._set(rows, self._objective.value(point, self._labels[rows]))
@@ -213,30 +195,5 @@ class _Evaluation:
         self.standing[rows] = value.standing
 
     def _chosen(self, which: Tensor) -> list[Tensor]:
-        size = self._batches[0].stop
         indices = which.nonzero()[:, 0]
-        return [indices[part] for part in parts(len(indices), size)]
-
-
-class _Best:
-    """The best whole iterate so far, chosen without a value leaving the device."""
-
-    def __init__(self, x: Rows) -> None:
-        self.x = x.clone()
-        self._standing = torch.full((), torch.inf, dtype=torch.float64, device=x.device)
-        self._loss = -self._standing
-        self._better = torch.zeros((), device=x.device)
-
-    def compare(self, evaluation: _Evaluation) -> None:
-        """Decide whether an iterate is better than the kept one."""
-        standing = evaluation.standing.double().mean()
-        loss = evaluation.losses.nan_to_num().mean()
-        # equal losses to float noise are equal, and the later iterate is kept: else the noise would choose
-        as_high = loss >= self._loss - 1e-6 * loss.abs()
-        self._better = ((standing < self._standing) | ((standing == self._standing) & as_high)).float()
-        self._loss = torch.where(standing < self._standing, loss, torch.maximum(loss, self._loss))
-        self._standing = torch.minimum(standing, self._standing)
-
-    def offer(self, rows: slice, x: Tensor) -> None:
-        """Keep rows of the compared iterate if it is better."""
-        self.x.take(rows, x, self._better)
+        return [indices[part] for part in parts(len(indices), self._batch_size)]

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import abc
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
 from art_wdro._ascent import SCHEDULES, ascend, step_lengths
+from art_wdro._checkpoint import Progress, fingerprint
+from art_wdro._coupling import gathering, is_first, shards
+from art_wdro._datasets import as_arrays
 from art_wdro._losses import PerSampleLoss, attack_objective
 from art_wdro._rows import placed
 from art_wdro._sensitivity import Objective
@@ -32,21 +37,33 @@ Sources: constant from Bai et al., 2023, arXiv:2306.09844, section 6; linear mea
 class _Generate:
     """Hold `generate` outside of ART's metaclass, which would turn tensors and None into arrays."""
 
-    def generate(self: Any, x: Any, y: Any | None = None, mask: Any | None = None, **kwargs: Any) -> np.ndarray:
+    def generate(
+        self: Any,
+        x: Any,
+        y: Any | None = None,
+        mask: Any | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
         """Generate adversarial examples for the whole data set, which shares one budget.
 
         :param x: Inputs, (N, ...), as the classifier takes them, inside its clip_values: an array of any
-            real dtype, or a tensor on any device. Not modified.
+            real dtype, a tensor on any device, or a `Dataset` or `DataLoader` of torch with or without labels. Not
+            modified. What is made from a `numpy.memmap` or a data set lies in temporary files mapped into memory.
         :param y: Labels as indices (N,) or (N, 1) or one-hot rows (N, K); the targets of a targeted
             attack. None takes the classifier's predictions as labels.
         :param mask: Broadcastable to x; coordinates where it is 0 do not move.
+        :param checkpoint: File for what a long attack has reached, written every half minute and deleted at the end:
+            the same call goes on from it. Not under :func:`sharded`.
         :return: Adversarial examples, float32, shaped as x, with D_p(x, result) <= eps (1 + 1e-6).
         :raises ValueError: If an argument does not fit; the message says which and what is allowed.
         :raises TypeError: If x or y is not numeric, or an unknown keyword is given.
         """
         if kwargs:
-            raise TypeError(f"generate got the unknown arguments {sorted(kwargs)}; allowed are x, y and mask")
-        adversarial: np.ndarray = self._generate(x, y, mask)
+            raise TypeError(
+                f"generate got the unknown arguments {sorted(kwargs)}; allowed are x, y, mask and checkpoint"
+            )
+        adversarial: np.ndarray = self._generate(x, y, mask, checkpoint)
         return adversarial
 
 
@@ -98,8 +115,12 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
         self.batch_size = _checks.integer("batch_size", self.batch_size, 1)
         self.verbose = _checks.flag("verbose", self.verbose)
 
-    def _generate(self, x: Any, y: Any | None, mask: Any | None) -> np.ndarray:
+    def _generate(self, x: Any, y: Any | None, mask: Any | None, checkpoint: Any) -> np.ndarray:
         classifier: PyTorchClassifier = self.estimator
+        file = None if checkpoint is None else _checks.file("checkpoint", checkpoint)
+        if file is not None and shards() is not None:
+            raise ValueError(f"checkpoint is '{file}' under sharded(); allowed there is None")
+        x, y = as_arrays(x, y)
         inputs = _bridge.as_inputs(classifier, x)
         movable = None if mask is None else _as_mask(mask, inputs)
         if y is None and self.targeted:
@@ -110,11 +131,28 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
             if labels is None:
                 labels = _bridge.predicted_labels(classifier, inputs, self.batch_size)
             movable = None if movable is None else movable.to(inputs.device)
-            adversarial: np.ndarray = self._attack(inputs, labels.to(classifier.device), movable).cpu().numpy()
+            labels = labels.to(classifier.device)
+            saved = None if file is None else self._progress(file, inputs, labels, movable)
+            with _bridge.hint_at_memory("batch_size", self.batch_size):
+                adversarial: np.ndarray = self._attack(inputs, labels, movable, saved).cpu().numpy()
+            if saved is not None:
+                saved.finish()
         return adversarial
 
+    def _shows_progress(self) -> bool:
+        return self.verbose and is_first()
+
+    def _progress(self, file: Path, x: Tensor, labels: Tensor, mask: Tensor | None) -> Progress:
+        """Return the checkpoint of this attack on these data."""
+        names = sorted({*self.attack_params} - {"verbose", "summary_writer"})
+        parameters = {name: repr(getattr(self, name)).split(" at 0x")[0] for name in names}
+        ends = [x[:1], x[-1:], labels, *([] if mask is None else [mask[:1], mask[-1:]])]
+        weights = _bridge.network(self.estimator).state_dict().values()
+        identity = {"samples": len(x), "data": fingerprint(*ends), "weights": fingerprint(*weights)}
+        return Progress(file, type(self).__name__, parameters | identity)
+
     @abc.abstractmethod
-    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
         """Attack checked inputs in eval mode; labels are on the classifier's device, the rest perhaps on the host."""
 
 
@@ -162,7 +200,7 @@ class WassersteinAscent(WassersteinAttack):
         self.precision = _checks.choice("precision", self.precision, tuple(_bridge.PRECISIONS))
         attack_objective(self.loss)
 
-    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
         objective = attack_objective(self.loss, self.targeted)
         ascent = ascend(
             Objective(_bridge.logits_of(self.estimator, precision=self.precision), objective, self.targeted),
@@ -171,11 +209,13 @@ class WassersteinAscent(WassersteinAttack):
             p=self.p,
             r=_checks.ground_norm(self.norm),
             budget=self.eps,
-            steps=tqdm(self._steps(), desc=type(self).__name__, leave=False, disable=not self.verbose),
+            steps=tqdm(self._steps(), desc=type(self).__name__, leave=False, disable=not self._shows_progress()),
             box=_bridge.box(self.estimator),
             mask=mask,
             batch_size=self.batch_size,
             device=self.estimator.device,
+            gather=gathering(),
+            progress=saved,
             keep_best=self._keeps_best(),
             on_gradient=None if self.summary_writer is None else self._write_summary,
         )

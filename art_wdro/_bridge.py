@@ -21,8 +21,9 @@ from art.exceptions import EstimatorError
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 
+from art_wdro._coupling import shards
 from art_wdro._losses import class_indices
-from art_wdro._rows import parts
+from art_wdro._rows import Rows, as_float32, parts, share
 
 
 def require_pytorch(owner: type | Callable[..., object], classifier: object) -> None:
@@ -155,6 +156,16 @@ def evaluating(classifier: PyTorchClassifier) -> Iterator[None]:
 
 
 @contextmanager
+def hint_at_memory(name: str, value: int) -> Iterator[None]:
+    """Say which argument to lower when the device's memory is exhausted."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        hint = f"{name} is {value}, too much for the device's memory; lower it"
+        raise torch.cuda.OutOfMemoryError(f"{hint}. {error}") from error
+
+
+@contextmanager
 def undisturbed(classifier: PyTorchClassifier) -> Iterator[None]:
     """Put the network in eval mode; afterwards restore modes, parameter gradients and all random state."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
@@ -194,19 +205,21 @@ def _bound(value: np.ndarray, shape: tuple[int | None, ...]) -> Tensor:
     return tensor
 
 
-def as_numbers(x: Any, name: str, dtype: type[np.floating[Any]]) -> Tensor:
-    """Return an array, tensor or nested list as a detached tensor of `dtype`, where it lies.
+def as_numbers(x: Any, name: str) -> Tensor:
+    """Return an array, tensor or nested list as a detached tensor, where it lies and of its own dtype.
 
     :raises TypeError: If the values are no real numbers.
     """
     if isinstance(x, Tensor):
         if x.is_complex():
             raise TypeError(f"{name} has the dtype {x.dtype}; allowed are real numbers")
-        return _detach(x).to(torch.float64 if dtype is np.float64 else torch.float32)
+        return _detach(x)
     array = np.asarray(x)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} has the dtype {array.dtype}; allowed are real numbers")
-    return _from_numpy(array.astype(dtype, copy=False))
+    if array.dtype.kind == "u" and array.dtype != np.uint8:  # torch knows few operations on the larger ones
+        array = array.astype(np.int64)
+    return share(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 @torch.inference_mode(False)
@@ -219,7 +232,7 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
     :raises TypeError: If the values are no numbers.
     :raises ValueError: If x is empty, does not fit the classifier, holds NaN or inf, or leaves clip_values.
     """
-    tensor = as_numbers(x, name, np.float32)
+    tensor = as_float32(as_numbers(x, name))
     expected = tuple(classifier.input_shape)
     fits = tensor.dim() == len(expected) + 1 and all(
         want is None or want == have for want, have in zip(expected, tensor.shape[1:], strict=True)
@@ -229,21 +242,32 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
             f"{name} has the shape {tuple(tensor.shape)}; the classifier takes (N, {', '.join(map(str, expected))})"
         )
     if tensor.numel() == 0:
+        if len(tensor) == 0 and shards() is not None:
+            return tensor  # a rank may have nothing to do
         raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; needed is at least one sample")
-    finite = torch.isfinite(tensor)
-    if not finite.all():
-        bad = int((~finite.flatten(1).all(1)).nonzero()[0])
-        raise ValueError(f"{name} holds NaN or inf (first in sample {bad}); allowed are finite numbers")
     bounds = box(classifier)
-    if bounds is not None:
-        lower, upper = (bound.to(tensor.device) for bound in bounds)
-        outside = (tensor < lower) | (tensor > upper)
+    lower, upper = (None, None) if bounds is None else (bound.to(tensor.device) for bound in bounds)
+    data = Rows(tensor, tensor.device)
+    for rows in parts(len(data), data.at_once(len(data))):
+        values = data[rows]
+        unusable = ~torch.isfinite(values)
+        if unusable.any():
+            bad = rows.start + _first(unusable)
+            raise ValueError(f"{name} holds NaN or inf (first in sample {bad}); allowed are finite numbers")
+        if lower is None or upper is None:
+            continue
+        outside = (values < lower) | (values > upper)
         if outside.any():
             raise ValueError(
                 f"{name} lies in [{tensor.min():g}, {tensor.max():g}], outside of the classifier's clip_values "
-                f"in [{lower.min():g}, {upper.max():g}] (first in sample {int(outside.flatten(1).any(1).nonzero()[0])})"
+                f"in [{lower.min():g}, {upper.max():g}] (first in sample {rows.start + _first(outside)})"
             )
     return tensor
+
+
+def _first(where: Tensor) -> int:
+    """Return the first row that holds a True."""
+    return int(where.flatten(1).any(1).nonzero()[0])
 
 
 @torch.inference_mode(False)
@@ -261,7 +285,7 @@ def as_labels(classifier: PyTorchClassifier, y: Any, count: int, name: str = "y"
         array = np.asarray(y)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"{name} has the dtype {array.dtype}; allowed are class indices or one-hot rows")
-        y = _from_numpy(array.astype(np.int64) if array.dtype.kind in "ub" else array)
+        y = share(array.astype(np.int64) if array.dtype.kind in "ub" else array)
     y = _detach(y)
     classes = classifier.nb_classes
     if y.dim() not in (1, 2) or (y.dim() == 2 and y.shape[1] not in (1, classes)):
@@ -284,23 +308,19 @@ def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) 
     """Return argmax f(x), (N,), on the classifier's device; call it inside :func:`undisturbed`."""
     function = logits_of(classifier)
     with torch.no_grad():
-        return torch.cat([function(points).argmax(1) for points in batches_of(classifier, x, batch_size)])
+        found = [function(points).argmax(1) for points in batches_of(classifier, x, batch_size)]
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64, device=classifier.device)
 
 
 def batches_of(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Yield the rows of inputs or labels in batches on the classifier's device."""
-    return (x[rows].to(classifier.device) for rows in parts(len(x), batch_size))
+    data = Rows(x, classifier.device)
+    return (data[rows] for rows in parts(len(x), batch_size))
 
 
 def _detach(tensor: Tensor) -> Tensor:
     """Cut a tensor off its graph; autograd takes one made in inference mode only as a copy."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-def _from_numpy(array: np.ndarray) -> Tensor:
-    """Share an array's memory where torch can: it takes no read-only arrays and no negative strides."""
-    shareable = array.flags.writeable and array.flags.c_contiguous
-    return torch.from_numpy(array if shareable else array.copy())
 
 
 def training_loss(classifier: PyTorchClassifier) -> nn.CrossEntropyLoss:

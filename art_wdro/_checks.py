@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from art_wdro._files import check_target
 from art_wdro._geometry import GROUND_NORMS
 
 
@@ -78,6 +81,19 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise _refuse(ValueError, name, value, "one of " + ", ".join(map(repr, allowed)))
     return value
+
+
+def file(name: str, value: object) -> Path:
+    """Read the path of a file that can be written.
+
+    :raises TypeError: If it is no path.
+    :raises ValueError: If no file can be written there.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise _refuse(TypeError, name, value, "a path")
+    path = Path(value)
+    check_target(path, name)
+    return path
 
 
 def order(value: object, *, one: bool = False) -> float:

@@ -154,6 +154,11 @@ def evaluate(
 @click.option("--max-iter", type=click.IntRange(1), default=20, show_default=True, help="Steps of the attack.")
 @click.option("--eta", type=Number(), default=1, show_default=True, help="Update rate of Upsilon.")
 @click.option("--upsilon", type=click.Choice(UPSILON_ESTIMATES), default="streaming", show_default=True)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Save the run after every epoch, and go on from it if it is there.",
+)
 @click.option("--consistency", type=click.Choice(list(CONSISTENCIES)), default="kl", show_default=True)
 def finetune(
     json_file: Path | None,
@@ -162,10 +167,11 @@ def finetune(
     epochs: int,
     learning_rate: float,
     start: str,
+    checkpoint: Path | None,
     **arguments: Any,
 ) -> None:
     """Fine-tune a network against a distributional threat; the best epoch so far is always on disk."""
-    files = _targets(json=json_file, out=out)
+    files = _targets(json=json_file, out=out, checkpoint=checkpoint)
     data = _data(arguments, train=True)
     data = data.choose(np.random.default_rng(arguments["seed"]).permutation(len(data.x))[: arguments["samples"]])
     if validation >= len(data.x):
@@ -192,6 +198,7 @@ def finetune(
             validation_data=held if validation else None,
             batch_size=arguments["batch_size"],
             nb_epochs=epochs,
+            checkpoint=checkpoint,
             on_epoch=keep,
         )
     _save(classifier, out)

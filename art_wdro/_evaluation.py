@@ -19,11 +19,14 @@ from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
 from art_wdro._attacks import WassersteinPGD
+from art_wdro._coupling import all_rows, is_first, mean, total
+from art_wdro._datasets import as_arrays
 from art_wdro._geometry import displace, project_on_balls
 from art_wdro._knapsack_attack import WassersteinKnapsack
 from art_wdro._losses import attack_objective
 from art_wdro._metrics import accuracy_bounds, sensitivity, wasserstein_distance
 from art_wdro._report import Report, Row
+from art_wdro._rows import mixed
 from art_wdro._sensitivity import Objective
 
 NORM_NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
@@ -33,7 +36,7 @@ NORM_NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
 def evaluate(
     classifier: PyTorchClassifier,
     x: Any,
-    y: Any,
+    y: Any | None = None,
     *,
     p: float = 2,
     norm: float | str = np.inf,
@@ -50,8 +53,8 @@ def evaluate(
     The figure to quote is the knapsack's: W-PGD is a heuristic for the same quantity and usually far above it.
 
     :param classifier: A `PyTorchClassifier` whose network puts out logits.
-    :param x: Inputs, (N, ...), the whole data set: it shares the budget.
-    :param y: True labels as indices or one-hot rows.
+    :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch: the whole data set, which shares the budget.
+    :param y: True labels as indices or one-hot rows; None where x brings them.
     :param p: Order of the Wasserstein distance, in (1, inf].
     :param norm: Ground norm: 1, 2, np.inf or "inf".
     :param eps: Budget in input units, pointwise and distributional alike.
@@ -70,6 +73,7 @@ def evaluate(
     _bridge.require_pytorch(evaluate, classifier)
     p, r = _checks.order(p), _checks.ground_norm(norm)
     eps = _checks.real("eps", eps, 0.0)
+    x, y = as_arrays(x, y)
     inputs = _bridge.as_inputs(classifier, x)
     labels = _bridge.as_labels(classifier, y, len(inputs))
     threat: dict[str, Any] = {"norm": r, "eps": eps, "batch_size": batch_size, "verbose": False}
@@ -89,7 +93,7 @@ def evaluate(
         run = _autoattack_runner(classifier, inputs, labels, r, eps, batch_size)
         runs.insert(2, ("AutoAttack, standard", math.inf, run))
 
-    found = _check_model(classifier, inputs, labels, batch_size)
+    found = _check_model(classifier, inputs, labels, batch_size) if len(inputs) else []
     rows: list[Row] = []
     arrays: dict[str, np.ndarray] = {}
 
@@ -97,18 +101,18 @@ def evaluate(
         accuracy = _accuracy(classifier, adversarial, labels, batch_size)
         spent = 0.0 if order is None else wasserstein_distance(inputs, adversarial, order, r)
         rows.append(Row(name, order, accuracy, spent, seconds, gradients))
-        arrays[name] = adversarial
+        if keep_arrays:
+            arrays[name] = adversarial
         if on_row is not None:
             on_row(rows[-1], adversarial)
 
-    for name, order, run in tqdm(runs, desc="evaluate", leave=False, disable=not verbose):
+    for name, order, run in tqdm(runs, desc="evaluate", leave=False, disable=not (verbose and is_first())):
         started = time.perf_counter()
         adversarial, gradients = run()
         add(name, order, adversarial, time.perf_counter() - started, gradients)
     if not math.isinf(p):  # pointwise from the same distances, at no cost
         within = knapsack.distances_ <= eps
-        moved = torch.from_numpy(within).view(-1, *[1] * (inputs.dim() - 1))
-        pointwise = torch.where(moved, torch.from_numpy(knapsack.nearest_), inputs.cpu()).numpy()
+        pointwise = mixed(torch.from_numpy(within), torch.from_numpy(knapsack.nearest_), inputs.cpu()).numpy()
         add("knapsack's distances", math.inf, pointwise, rows[-1].seconds, rows[-1].gradients)
         rows.sort(key=lambda row: (row.order is not None, row.order != math.inf))  # clean, W_inf, W_p
         found += _check_order(rows)
@@ -116,15 +120,15 @@ def evaluate(
         p=p,
         norm=r,
         eps=eps,
-        samples=len(inputs),
+        samples=int(total(torch.tensor([len(inputs)])).item()),
         rows=tuple(rows),
         upsilon=sensitivity(classifier, inputs, labels, p, r, "redlr", batch_size),
         bounds={
             loss: accuracy_bounds(classifier, inputs, labels, p, r, eps, loss, batch_size) for loss in ("redlr", "ce")
         },
-        distances=knapsack.distances_,
+        distances=all_rows(torch.from_numpy(knapsack.distances_))[0].numpy(),
         warnings=tuple(found),
-        arrays=arrays if keep_arrays else {},
+        arrays=arrays,
     )
     for text in report.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
@@ -193,7 +197,7 @@ def _autoattack_runner(
             radii = torch.full((len(x),), eps, dtype=torch.float64, device=device)
             delta = project_on_balls(adversarial.detach() - x.to(device), radii, r)
             adversarial = displace(x.to(device), delta).clamp(0.0, 1.0)
-        return adversarial.cpu().numpy(), evaluations / len(x)
+        return adversarial.cpu().numpy(), evaluations / max(1, len(x))
 
     return run
 
@@ -201,7 +205,7 @@ def _autoattack_runner(
 def _accuracy(classifier: PyTorchClassifier, x: np.ndarray, labels: Tensor, batch_size: int) -> float:
     with _bridge.undisturbed(classifier):
         predicted = _bridge.predicted_labels(classifier, torch.from_numpy(x), batch_size)
-    return float((predicted.cpu() == labels.cpu()).double().mean())
+    return mean(predicted.cpu() == labels.cpu())
 
 
 def _check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_size: int) -> list[str]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import abc
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from art.attacks.attack import EvasionAttack
-from art.data_generators import DataGenerator, NumpyDataGenerator
+from art.data_generators import DataGenerator
 from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
@@ -23,11 +25,16 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
+from art_wdro import _checkpoint as checkpoints
 from art_wdro._attacks import WassersteinPGD
+from art_wdro._checkpoint import fingerprint, random_state, set_random_state
+from art_wdro._coupling import everywhere, is_first, mine, rank, ranks, shards, total
+from art_wdro._datasets import as_arrays
 from art_wdro._metrics import adversarial_accuracy
+from art_wdro._minibatches import Batch, Generated, Minibatches, Shuffled
+from art_wdro._replica import replicated, synchronised_norms
 
-Batch = tuple[Tensor, Tensor]
-"""Inputs (n, ...) and class indices (n,), on any device."""
+ON_NONFINITE = ("raise", "skip")
 
 
 class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
@@ -44,6 +51,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         max_iter: int,
         seed: int | None,
         verbose: bool,
+        on_nonfinite: str,
+        sync_batch_norm: bool,
     ) -> None:
         _bridge.require_pytorch(type(self), classifier)
         _bridge.require_optimiser(classifier)
@@ -58,6 +67,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         self._max_iter = _checks.integer("max_iter", max_iter, 1)
         self._seed = None if seed is None else _checks.seed(seed)
         self._verbose = _checks.flag("verbose", verbose)
+        self._on_nonfinite = _checks.choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
+        self._sync_batch_norm = _checks.flag("sync_batch_norm", sync_batch_norm)
+        self._logits_of = _bridge.logits_of(classifier, training=True)
         self.history: list[dict[str, Any]] = []
         self.best_epoch: int | None = None
         self.final_state: dict[str, Any] | None = None
@@ -67,8 +79,16 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         """Start a run: forget the last one, and take the function that draws a share of the training set."""
 
     @abc.abstractmethod
-    def _step(self, x: Tensor, y: Tensor, where: str) -> dict[str, Tensor]:
-        """Attack a minibatch and update the network once: return its mean figures."""
+    def _step(self, x: Tensor, y: Tensor, where: str) -> dict[str, Tensor] | None:
+        """Attack a minibatch and update the network once: return its mean figures here, or None if it was skipped."""
+
+    @abc.abstractmethod
+    def _progress(self) -> dict[str, Any]:
+        """Return what a run has learnt besides weights, as tensors and plain values."""
+
+    @abc.abstractmethod
+    def _resume(self, progress: dict[str, Any]) -> None:
+        """Go on from what :meth:`_progress` returned."""
 
     @abc.abstractmethod
     def _finish_epoch(self) -> dict[str, Any]:
@@ -77,11 +97,12 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
     def fit(
         self,
         x: Any,
-        y: Any,
+        y: Any | None = None,
         validation_data: tuple[Any, Any] | None = None,
         batch_size: int = 512,
         nb_epochs: int = 20,
         scheduler: LRScheduler | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         *,
         drop_last: bool = False,
         on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
@@ -89,47 +110,44 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
     ) -> None:
         """Train on arrays, in shuffled minibatches; `history` starts anew.
 
+        Under :func:`sharded` all ranks give the same arrays, every minibatch is spread over them, and its budget and
+        gradient are those of the whole minibatch.
+
         Each dict of `history` holds: epoch (from 0), loss, clean_loss, consistency_loss, pointwise_loss
         (None without gamma), train_clean_accuracy and train_adversarial_accuracy (of the minibatches in
         train mode), upsilon (at the end of the epoch), budget_ratio (the p-mean of eps_B over eps, 1 when the
         batch budgets add up to the whole; both None with an `attack`), learning_rate, seconds, and
         the validation figures clean_accuracy, winf_accuracy (pointwise PGD on the cross-entropy) and
-        wp_accuracy (:class:`WassersteinPGD` with its default step), None without validation data.
+        wp_accuracy (:class:`WassersteinPGD` with its default step), None without validation data; and
+        skipped_batches, those left out because their loss was not finite.
 
-        :param x: Training inputs, (N, ...).
-        :param y: Labels as indices or one-hot rows.
+        :param x: Training inputs, (N, ...), or a `Dataset` or `DataLoader` of torch, which is read once.
+        :param y: Labels as indices or one-hot rows; None where x brings them.
         :param validation_data: Pair of inputs and labels to select the epoch on; without it the
             classifier keeps the last epoch's weights.
-        :param batch_size: Samples in a minibatch.
+        :param batch_size: Samples in a minibatch, on each rank.
         :param nb_epochs: Number of epochs.
         :param scheduler: Any learning rate scheduler of torch, stepped after each epoch. ReduceLROnPlateau
             gets wp_accuracy in mode "max" and the training loss in mode "min".
+        :param checkpoint: File that holds the state of the run after every epoch: weights, optimiser, scheduler,
+            Upsilon, history and random states. If it is there, the run goes on from it, to the same weights bit for bit
+            as without the interruption (on a CPU). The file is whole at any moment.
         :param drop_last: Leave out a last minibatch that is smaller.
-        :param on_epoch: Called after each epoch with its dict of `history`, and whether it is the best one yet.
+        :param on_epoch: Called after each epoch with its dict of `history`, and whether it is the best one yet; on the
+            first rank alone.
         :raises ValueError: If an argument does not fit; the message says which.
         :raises TypeError: If an argument is of the wrong type or unknown.
-        :raises FloatingPointError: If the loss is no longer finite.
+        :raises FloatingPointError: If the loss is no longer finite, unless `on_nonfinite` is "skip".
         """
-        _refuse_unknown(
-            "fit", kwargs, "x, y, validation_data, batch_size, nb_epochs, scheduler, drop_last and on_epoch"
-        )
+        allowed = "x, y, validation_data, batch_size, nb_epochs, scheduler, checkpoint, drop_last and on_epoch"
+        _refuse_unknown("fit", kwargs, allowed)
         batch_size = _checks.integer("batch_size", batch_size, 1)
         drop_last = _checks.flag("drop_last", drop_last)
+        x, y = as_arrays(x, y)
         inputs = _bridge.as_inputs(self._classifier, x)
         labels = _bridge.as_labels(self._classifier, y, len(inputs)).to(inputs.device)
-        if drop_last and len(inputs) < batch_size:
-            raise ValueError(f"batch_size is {batch_size} with drop_last; allowed is at most the {len(inputs)} samples")
-        generator = torch.Generator().manual_seed(_checks.seed(self._seed))
-        starts = range(0, len(inputs) - (batch_size - 1 if drop_last else 0), batch_size)
-
-        def epoch() -> Iterator[Batch]:
-            order = torch.randperm(len(inputs), generator=generator)
-            for start in starts:
-                chosen = order[start : start + batch_size].to(inputs.device)
-                yield inputs[chosen], labels[chosen]
-
-        sample = _sampler(inputs, labels, batch_size, generator)
-        self._train(epoch, len(starts), nb_epochs, scheduler, validation_data, sample, on_epoch)
+        minibatches = Shuffled(inputs, labels, batch_size, drop_last, _checks.seed(self._seed))
+        self._train(minibatches, nb_epochs, scheduler, validation_data, on_epoch, checkpoint)
 
     def fit_generator(
         self,
@@ -156,45 +174,44 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             raise TypeError(f"generator is {generator!r}; allowed is a DataGenerator of ART")
         if generator.size is None:
             raise ValueError("generator has size None; needed is the number of samples in an epoch")
-        sample = None
-        if isinstance(generator, NumpyDataGenerator):
-            inputs = _bridge.as_inputs(self._classifier, generator.x, "generator.x")
-            labels = _bridge.as_labels(self._classifier, generator.y, len(inputs), "generator.y")
-            random = torch.Generator().manual_seed(_checks.seed(self._seed))
-            sample = _sampler(inputs, labels, generator.batch_size, random)
-        batches = math.ceil(generator.size / generator.batch_size)
-
-        def epoch() -> Iterator[Batch]:
-            for _ in range(batches):
-                x, y = generator.get_batch()
-                inputs = _bridge.as_inputs(self._classifier, x, "generator's x")
-                yield inputs, _bridge.as_labels(self._classifier, y, len(inputs), "generator's y")
-
-        self._train(epoch, batches, nb_epochs, scheduler, validation_data, sample)
+        minibatches = Generated(self._classifier, generator, _checks.seed(self._seed))
+        self._train(minibatches, nb_epochs, scheduler, validation_data)
 
     def _train(
         self,
-        epoch_batches: Callable[[], Iterator[Batch]],
-        batches: int,
+        minibatches: Minibatches,
         nb_epochs: int,
         scheduler: LRScheduler | None,
         validation_data: tuple[Any, Any] | None,
-        sample: Callable[[float], Iterator[Batch]] | None,
         on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
         nb_epochs = _checks.integer("nb_epochs", nb_epochs, 0)
         if scheduler is not None and not isinstance(scheduler, LRScheduler):
             raise TypeError(f"scheduler is {scheduler!r}; allowed is a learning rate scheduler of torch or None")
+        file = None if checkpoint is None else _checks.file("checkpoint", checkpoint)
         validation = None if validation_data is None else self._check_validation(validation_data)
         self.history, self.best_epoch, self.final_state = [], None, None
-        self._begin(sample)
-        best: dict[str, Any] | None = None
+        self._begin(minibatches.sample if minibatches.resamples else None)
+        settings = self._identity(minibatches, validation, scheduler)
+        saved = None if file is None else checkpoints.load(file, type(self).__name__, settings)
+        best = None if saved is None else self._restore(saved, minibatches, scheduler, nb_epochs)
+        done = len(self.history)
         with (
             _bridge.restored(self._classifier),
-            tqdm(total=nb_epochs * batches, desc=type(self).__name__, disable=not self._verbose) as progress,
+            synchronised_norms(_bridge.network(self._classifier), shards(), self._sync_batch_norm),
+            tqdm(
+                total=nb_epochs * len(minibatches),
+                initial=done * len(minibatches),
+                desc=type(self).__name__,
+                disable=not (self._verbose and is_first()),
+            ) as progress,
         ):
-            for number in range(nb_epochs):
-                record = self._train_epoch(number, epoch_batches(), progress)
+            self._forward = replicated(_bridge.network(self._classifier), self._logits_of, shards())
+            if saved is not None:
+                set_random_state(saved["random"][rank()], self._classifier.device)
+            for number in range(done, nb_epochs):
+                record = self._train_epoch(number, minibatches.epoch(), progress)
                 record.update(self._validate(validation))
                 self.history.append(record)
                 if scheduler is not None:
@@ -205,7 +222,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
                 is_best = validation is not None and self._is_best(record)
                 if is_best:
                     self.best_epoch, best = number, self._state()
-                if on_epoch is not None:
+                if file is not None:
+                    self._save(file, settings, minibatches, scheduler, best)
+                if on_epoch is not None and is_first():
                     on_epoch(record, is_best)
         if nb_epochs > 0:
             self.final_state = self._state()
@@ -219,17 +238,26 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         rate = _bridge.optimiser(self._classifier).param_groups[0]["lr"]
         totals: dict[str, Tensor] = {}
         count = 0
+        skipped = 0
         for batch, (x, y) in enumerate(batches):
-            figures = self._step(x.to(device), y.to(device), f"epoch {number}, batch {batch}")
+            progress.update()
+            with _bridge.hint_at_memory("batch_size", len(x)):
+                figures = self._step(x.to(device), y.to(device), f"epoch {number}, batch {batch}")
+            if figures is None:
+                skipped += 1
+                continue
             for name, figure in figures.items():
                 totals[name] = figure * len(x) + totals.get(name, 0.0)
             count += len(x)
-            progress.update()
+        if count == 0:
+            raise FloatingPointError(f"no batch of epoch {number} has a finite loss and gradient")
         # every total becomes a number here, once an epoch, so that no batch waits for the device
+        *sums, whole = total(torch.stack([*(figure.double().cpu() for figure in totals.values()), torch.tensor(count)]))
         return {
             "epoch": number,
             **self._finish_epoch(),
-            **{name: total.item() / count for name, total in totals.items()},
+            **{name: (figure / whole).item() for name, figure in zip(totals, sums, strict=True)},
+            "skipped_batches": skipped,
             "learning_rate": float(rate),
             "seconds": time.perf_counter() - started,
         }
@@ -238,7 +266,11 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         if not isinstance(data, (tuple, list)) or len(data) != 2:
             raise ValueError(f"validation_data is a {type(data).__name__}; allowed is a pair of inputs and labels")
         x = _bridge.as_inputs(self._classifier, data[0], "validation_data[0]")
-        return x, _bridge.as_labels(self._classifier, data[1], len(x), "validation_data[1]")
+        y = _bridge.as_labels(self._classifier, data[1], len(x), "validation_data[1]").to(x.device)
+        if shards() is None:
+            return x, y
+        rows = mine(torch.arange(len(x), device=x.device))
+        return x[rows], y[rows]
 
     def _validate(self, data: Batch | None) -> dict[str, float | None]:
         """Measure clean, W_inf and W_p accuracy, with attacks stronger than the training's."""
@@ -253,6 +285,77 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             "wp_accuracy": adversarial_accuracy(self._classifier, *data, distributional),
         }
 
+    def _identity(
+        self, minibatches: Minibatches, validation: Batch | None, scheduler: LRScheduler | None
+    ) -> dict[str, Any]:
+        """Return what a checkpoint must have been made with for this run to go on from it."""
+        network = _bridge.network(self._classifier)
+        shapes = [
+            [name, list(value.shape)] for name, value in network.state_dict().items() if isinstance(value, Tensor)
+        ]
+        return {
+            **self._settings(),
+            "network": [type(network).__name__, *shapes],
+            "trained": [name for name, weight in network.named_parameters() if weight.requires_grad],
+            "optimiser": type(_bridge.optimiser(self._classifier)).__name__,
+            "scheduler": None if scheduler is None else type(scheduler).__name__,
+            "data": minibatches.identity(),
+            "validation": None if validation is None else everywhere([len(validation[0]), fingerprint(*validation)]),
+            "ranks": ranks(),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the parameters that two runs must share to be the same, as plain values."""
+        attack = self._attack
+        described = None
+        if attack is not None:
+            values = {
+                name: repr(getattr(attack, name, None)) for name in attack.attack_params if name != "summary_writer"
+            }
+            described = [type(attack).__name__, values]
+        names = ("eps", "p", "norm", "max_iter", "seed", "on_nonfinite", "sync_batch_norm")
+        return {"attack": described, "beta": self._beta, **{name: getattr(self, f"_{name}") for name in names}}
+
+    def _save(
+        self,
+        file: Path,
+        settings: dict[str, Any],
+        minibatches: Minibatches,
+        scheduler: LRScheduler | None,
+        best: dict[str, Any] | None,
+    ) -> None:
+        random = everywhere(random_state(self._classifier.device))
+        content = {
+            "network": self._state(),
+            "optimiser": _bridge.optimiser(self._classifier).state_dict(),
+            "scheduler": None if scheduler is None else scheduler.state_dict(),
+            "progress": self._progress(),
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "best": best,
+            "order": minibatches.state(),
+            "random": random,
+        }
+        if is_first():
+            checkpoints.save(file, type(self).__name__, settings, content)
+        everywhere(None)  # nobody reads before it is there
+
+    def _restore(
+        self, saved: dict[str, Any], minibatches: Minibatches, scheduler: LRScheduler | None, nb_epochs: int
+    ) -> dict[str, Any] | None:
+        """Take over a checkpoint, and return the weights of its best epoch, if it has one."""
+        if len(saved["history"]) > nb_epochs:
+            raise ValueError(f"nb_epochs is {nb_epochs}; allowed is at least the checkpoint's {len(saved['history'])}")
+        _bridge.network(self._classifier).load_state_dict(saved["network"])
+        _bridge.optimiser(self._classifier).load_state_dict(saved["optimiser"])
+        if scheduler is not None:
+            scheduler.load_state_dict(saved["scheduler"])
+        self._resume(saved["progress"])
+        self.history, self.best_epoch = saved["history"], saved["best_epoch"]
+        minibatches.set_state(saved["order"])
+        best: dict[str, Any] | None = saved["best"]
+        return best
+
     def _is_best(self, record: dict[str, Any]) -> bool:
         return all(record["wp_accuracy"] > earlier["wp_accuracy"] for earlier in self.history[:-1])
 
@@ -261,21 +364,6 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         return {
             k: v.detach().to("cpu", copy=True) if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in state.items()
         }
-
-
-def _sampler(
-    inputs: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator
-) -> Callable[[float], Iterator[Batch]]:
-    """Return a function that draws a fresh share of the training set, in batches."""
-
-    def sample(fraction: float) -> Iterator[Batch]:
-        count = math.ceil(fraction * len(inputs))
-        chosen = torch.randperm(len(inputs), generator=generator)[:count].to(inputs.device)
-        for start in range(0, count, batch_size):
-            part = chosen[start : start + batch_size]
-            yield inputs[part], labels[part]
-
-    return sample
 
 
 def _step_scheduler(scheduler: LRScheduler, record: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from art_wdro._coupling import Gather, alone
+
 GROUND_NORMS: tuple[float, ...] = (1.0, 2.0, math.inf)
 """The ground norms l_r for which a direction and a projection exist below."""
 
@@ -55,7 +57,19 @@ def sample_norms(delta: Tensor, r: float) -> Tensor:
     return norms
 
 
-def power_mean(values: Tensor, exponent: float, weights: Tensor | None = None) -> Tensor:
+def dual_norms(gradient: Tensor, r: float) -> Tensor:
+    """Compute ||g_i||_s, and 0 where it is NaN or infinite.
+
+    An attack leaves such a sample alone; through Upsilon it would otherwise reach every other one.
+
+    :param gradient: Gradients, (N, ...).
+    :param r: Exponent of the ground norm, s its dual.
+    :return: Dual norms, (N,), float64.
+    """
+    return sample_norms(gradient, dual_exponent(r)).nan_to_num(nan=0.0, posinf=0.0)
+
+
+def power_mean(values: Tensor, exponent: float, weights: Tensor | None = None, gather: Gather = alone) -> Tensor:
     """Compute (mean_i values_i^exponent)^(1/exponent), the maximum for exponent = inf.
 
     The largest value is factored out first, so that large exponents neither overflow nor underflow.
@@ -63,31 +77,23 @@ def power_mean(values: Tensor, exponent: float, weights: Tensor | None = None) -
     :param values: Non-negative values, (N,).
     :param exponent: In [1, inf].
     :param weights: Non-negative weights of the mean, (N,); None weighs all alike.
+    :param gather: Gathers three numbers where the values are a shard of all.
     :return: A scalar tensor; 0 where all values are 0.
 
     >>> round(power_mean(torch.tensor([1.0, 7.0], dtype=torch.float64), 2.0).item(), 6)
     5.0
     """
-    largest = values.amax()
+    own = values.amax() if len(values) else values.new_zeros(())
+    weights = torch.ones_like(values) if weights is None else weights
+    powers = torch.zeros_like(own)
+    if not math.isinf(exponent):
+        powers = ((values / torch.where(own > 0, own, 1.0)).pow(exponent) * weights).sum()
+    maxima, sums, counts = gather(torch.stack([own, powers, weights.sum()])).unbind(1)
+    largest = maxima.amax()
     if math.isinf(exponent):
         return largest
-    scale = torch.where(largest > 0, largest, 1.0)
-    powers = (values / scale).pow(exponent)
-    mean = powers.mean() if weights is None else (powers * weights).sum() / weights.sum()
+    mean = (sums * (maxima / torch.where(largest > 0, largest, 1.0)).pow(exponent)).sum() / counts.sum()
     return largest * mean.pow(1.0 / exponent)
-
-
-def coupling_distance(delta: Tensor, p: float, r: float) -> Tensor:
-    """Compute D_p = (mean_i ||delta_i||_r^p)^(1/p), the W_p length of the identity coupling.
-
-    D_p bounds the Wasserstein distance of the two empirical distributions from above.
-
-    :param delta: Perturbations, (N, ...).
-    :param p: Order of the Wasserstein distance, in [1, inf].
-    :param r: Exponent of the ground norm.
-    :return: A scalar tensor in input units.
-    """
-    return power_mean(sample_norms(delta, r), p)
 
 
 def movable_coordinates(x: Tensor, gradient: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -170,7 +176,7 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
-def allowed_radii(norms: Tensor, eps: Tensor | float, p: float) -> Tensor:
+def allowed_radii(norms: Tensor, eps: Tensor | float, p: float, gather: Gather = alone) -> Tensor:
     """Compute the radius of each sample's ball in the projection on the W_p ball.
 
     p = inf: min(||delta_i||, eps); otherwise rho ||delta_i|| with rho = min(1, eps / D_p).
@@ -178,11 +184,12 @@ def allowed_radii(norms: Tensor, eps: Tensor | float, p: float) -> Tensor:
     :param norms: ||delta_i||_r of all samples, (N,).
     :param eps: Budget in input units.
     :param p: Order of the Wasserstein distance.
+    :param gather: Gathers numbers where the samples are a shard of all.
     :return: Radii, (N,).
     """
     if math.isinf(p):
         return norms.clamp(max=eps)
-    distance = power_mean(norms, p)
+    distance = power_mean(norms, p, gather=gather)
     over = distance > eps
     return norms * torch.where(over, eps / torch.where(over, distance, 1.0), 1.0)
 

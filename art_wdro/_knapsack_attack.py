@@ -14,8 +14,11 @@ from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
 from art_wdro._attacks import WassersteinAttack
+from art_wdro._checkpoint import Progress
+from art_wdro._coupling import all_rows, total
 from art_wdro._knapsack import fill
 from art_wdro._least_distances import least_distances
+from art_wdro._rows import mixed
 
 
 class WassersteinKnapsack(WassersteinAttack):
@@ -72,9 +75,9 @@ class WassersteinKnapsack(WassersteinAttack):
         super()._check_params()
         self.max_iter = _checks.integer("max_iter", self.max_iter, 1)
 
-    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
         def progress(batches: Iterable[Tensor]) -> Any:
-            return tqdm(batches, desc=type(self).__name__, leave=False, disable=not self.verbose)
+            return tqdm(batches, desc=type(self).__name__, leave=False, disable=not self._shows_progress())
 
         found = least_distances(
             _bridge.logits_of(self.estimator),
@@ -86,12 +89,14 @@ class WassersteinKnapsack(WassersteinAttack):
             box=_bridge.box(self.estimator),
             mask=mask,
             device=self.estimator.device,
+            saved=saved,
             progress=progress,
         )
         self.distances_: np.ndarray = found.distances.cpu().numpy()
         self.nearest_: np.ndarray = found.x.cpu().numpy()
-        self.gradients_: float = found.gradients / len(x)
-        filling = fill(self.distances_, self.eps, self.p)
+        spent, count = total(torch.tensor([found.gradients, len(x)], dtype=torch.float64)).tolist()
+        self.gradients_: float = spent / count
+        whole, own = all_rows(found.distances)
+        filling = fill(whole.cpu().numpy(), self.eps, self.p)
         self.fraction_: float = filling.fraction
-        flipped = torch.from_numpy(filling.flipped).to(x.device)
-        return torch.where(flipped.view(-1, *[1] * (x.dim() - 1)), found.x, x)
+        return mixed(torch.from_numpy(filling.flipped[own]), found.x, x)

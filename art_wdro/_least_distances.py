@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from art_wdro._ascent import Box
+from art_wdro._checkpoint import Progress
 from art_wdro._geometry import (
     displace,
     dual_exponent,
@@ -32,6 +32,7 @@ from art_wdro._geometry import (
     sample_direction,
     sample_norms,
 )
+from art_wdro._iterate import Box
 from art_wdro._losses import as_float
 from art_wdro._rows import Rows, parts, staged
 
@@ -78,6 +79,7 @@ def least_distances(
     box: Box | None = None,
     mask: Tensor | None = None,
     device: torch.device | None = None,
+    saved: Progress | None = None,
     progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda batches: batches,
 ) -> LeastDistances:
     """Search the least l_r distance of every sample to a point of another class in the box.
@@ -91,24 +93,39 @@ def least_distances(
     :param box: Bounds of the inputs, or None.
     :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
     :param device: The device that computes; None is that of `x`, which may lie on the host instead.
+    :param saved: Where to save what is found, and to go on from.
     :param progress: Wraps the iteration over batches, for a progress bar.
     :return: Distances, the points found, and the gradient evaluations spent. Every distance is that of a point whose
         class differs, so it bounds the least distance from above.
     """
-    data = Rows(x, device or x.device)
+    data = Rows(x, device or x.device).pinned()
     movable = None if mask is None else Rows(mask, data.device)
     with torch.no_grad():
-        batches = staged(parts(len(data), batch_size), data)
-        standing = torch.cat([logits_of(points).argmax(1) == labels[rows] for rows, points in batches])
+        standing = torch.zeros_like(labels, dtype=torch.bool)
+        for rows, points in staged(parts(len(data), batch_size), data):
+            standing[rows] = logits_of(points).argmax(1) == labels[rows]
     distances = torch.zeros(len(data), dtype=torch.float64, device=data.device)
     nearest = data.clone()
-    gradients = 0
+    gradients = done = 0
     chosen = standing.nonzero()[:, 0]
-    for rows in progress([chosen[part] for part in parts(len(chosen), batch_size)]):
+    earlier = None if saved is None else saved.load()
+    if earlier is not None:
+        done, gradients, distances = earlier["done"], earlier["gradients"], earlier["distances"].to(distances)
+        nearest.fill(earlier["nearest"])
+
+    def state() -> dict[str, Any]:
+        figures = {"done": number + 1, "gradients": gradients, "distances": distances}
+        return figures | {"nearest": nearest.whole()}
+
+    for number, rows in enumerate(progress([chosen[part] for part in parts(len(chosen), batch_size)])):
+        if number < done:
+            continue
         search = _Search(logits_of, data[rows], labels[rows], r, box, None if movable is None else movable[rows])
         search.run(max_iter)
         distances[rows], nearest[rows] = search.distances(), search.nearest
         gradients += search.gradients
+        if saved is not None:
+            saved.offer(state)
     return LeastDistances(distances, nearest.whole(), gradients)
 
 

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from art_wdro import _bridge, _checks
 from art_wdro._attacks import WassersteinFGM, WassersteinPGD
-from art_wdro._geometry import coupling_distance
+from art_wdro._coupling import gathering, mean, shards
+from art_wdro._datasets import as_arrays
+from art_wdro._geometry import power_mean, sample_norms
 from art_wdro._losses import PerSampleLoss, attack_objective
+from art_wdro._rows import Rows, parts, staged
 from art_wdro._sensitivity import Objective, Value, upsilon
 
 
@@ -36,15 +39,19 @@ def wasserstein_distance(x: Any, x_adv: Any, p: float = 2, norm: float | str = n
     5.0
     """
     p, r = _checks.order(p, one=True), _checks.ground_norm(norm)
-    first, second = (_bridge.as_numbers(a, name, np.float64).cpu() for a, name in ((x, "x"), (x_adv, "x_adv")))
+    first, second = (_bridge.as_numbers(a, name).cpu() for a, name in ((x, "x"), (x_adv, "x_adv")))
     if first.shape != second.shape:
         raise ValueError(f"x_adv has the shape {tuple(second.shape)} and x {tuple(first.shape)}; needed are equal ones")
-    if first.numel() == 0 or first.dim() < 2:
+    if first.dim() < 2 or (first.numel() == 0 and shards() is None):
         raise ValueError(f"x has the shape {tuple(first.shape)}; needed is (N, ...) with at least one sample")
-    for name, values in (("x", first), ("x_adv", second)):
-        if not torch.isfinite(values).all():
-            raise ValueError(f"{name} holds NaN or inf; allowed are finite numbers")
-    return coupling_distance(second - first, p, r).item()
+    before, after = (Rows(values, values.device) for values in (first, second))
+    lengths = torch.empty(len(first), dtype=torch.float64)
+    for rows, *pair in staged(parts(len(before), before.at_once(len(before))), before, after):
+        for name, values in zip(("x", "x_adv"), pair, strict=True):
+            if not torch.isfinite(values).all():
+                raise ValueError(f"{name} holds NaN or inf; allowed are finite numbers")
+        lengths[rows] = sample_norms(pair[1].double() - pair[0].double(), r)
+    return power_mean(lengths, p, gather=gathering()).item()
 
 
 def sensitivity(
@@ -59,7 +66,7 @@ def sensitivity(
     """Compute Upsilon = (mean_i ||grad J(x_i)||_s^q)^(1/q), the slope of the worst expected loss at eps = 0.
 
     :param classifier: A `PyTorchClassifier` whose network puts out logits.
-    :param x: Inputs, (N, ...).
+    :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch.
     :param y: Labels as indices or one-hot rows; None takes the classifier's predictions.
     :param p: Order of the Wasserstein distance, in [1, inf], with dual q.
     :param norm: Ground norm l_r: 1, 2, np.inf or "inf", with dual l_s.
@@ -75,13 +82,14 @@ def sensitivity(
     p, r = _checks.order(p, one=True), _checks.ground_norm(norm)
     batch_size = _checks.integer("batch_size", batch_size, 1)
     objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))
+    x, y = as_arrays(x, y)
     inputs = _bridge.as_inputs(classifier, x)
     labels = None if y is None else _bridge.as_labels(classifier, y, len(inputs))
     with _bridge.undisturbed(classifier):
         if labels is None:
             labels = _bridge.predicted_labels(classifier, inputs, batch_size)
         batches = zip(*(_bridge.batches_of(classifier, data, batch_size) for data in (inputs, labels)), strict=True)
-        return upsilon(objective, batches, p, r).item()
+        return upsilon(objective, batches, p, r, gathering()).item()
 
 
 class AccuracyBounds(NamedTuple):
@@ -104,7 +112,7 @@ class AccuracyBounds(NamedTuple):
 def accuracy_bounds(
     classifier: PyTorchClassifier,
     x: Any,
-    y: Any,
+    y: Any | None = None,
     p: float = 2,
     norm: float | str = np.inf,
     eps: float = 8 / 255,
@@ -118,8 +126,8 @@ def accuracy_bounds(
     after W-FGSM over A, up to o(eps). They say nothing certain at a given eps; the knapsack and certificates do.
 
     :param classifier: A `PyTorchClassifier` whose network puts out logits.
-    :param x: Inputs, (N, ...).
-    :param y: True labels as indices or one-hot rows.
+    :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch.
+    :param y: True labels as indices or one-hot rows; None where x brings them.
     :param p: Order of the Wasserstein distance, in (1, inf].
     :param norm: Ground norm: 1, 2, np.inf or "inf".
     :param eps: Budget in input units.
@@ -133,6 +141,7 @@ def accuracy_bounds(
     """
     _bridge.require_pytorch(accuracy_bounds, classifier)
     loss = _checks.choice("loss", loss, ("redlr", "ce"))
+    x, y = as_arrays(x, y)
     inputs = _bridge.as_inputs(classifier, x)
     labels = _bridge.as_labels(classifier, y, len(inputs))
     attack = WassersteinFGM(classifier, p, norm, eps, loss, batch_size=batch_size, verbose=False)
@@ -141,11 +150,11 @@ def accuracy_bounds(
     objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))
     with _bridge.undisturbed(classifier):
         clean, attacked = (_values(objective, data, labels, batch_size, classifier) for data in (inputs, adversarial))
-    accuracy, left = clean.standing.double().mean().item(), attacked.standing.double().mean().item()
+    accuracy, left = mean(clean.standing), mean(attacked.standing)
+    before, after = mean(clean.losses), mean(attacked.losses)
+    missed = 0.0 if loss == "redlr" else mean(clean.losses[~clean.standing])
     if accuracy == 0.0:
         return AccuracyBounds(0.0, left, 0.0, math.nan, math.nan)
-    before, after = clean.losses.double().mean().item(), attacked.losses.double().mean().item()
-    missed = 0.0 if loss == "redlr" else clean.losses[~clean.standing].double().mean().item()
     gap = missed - before
     ratio = math.nan
     if not math.isnan(gap):
@@ -155,14 +164,14 @@ def accuracy_bounds(
 
 def _values(objective: Objective, x: Tensor, labels: Tensor, batch_size: int, classifier: PyTorchClassifier) -> Value:
     batches = zip(*(_bridge.batches_of(classifier, data, batch_size) for data in (x, labels)), strict=True)
-    values = [objective.value(*batch) for batch in batches]
+    values = [objective.value(*batch) for batch in batches] or [Value(x.new_zeros(0), x.new_zeros(0, dtype=torch.bool))]
     return Value(torch.cat([v.losses for v in values]), torch.cat([v.standing for v in values]))
 
 
 def adversarial_accuracy(
     classifier: PyTorchClassifier,
     x: Any,
-    y: Any,
+    y: Any | None = None,
     attack: EvasionAttack | None = None,
     *,
     p: float = 2,
@@ -175,8 +184,8 @@ def adversarial_accuracy(
     """Measure the accuracy on what an attack makes of the whole data set.
 
     :param classifier: The classifier to evaluate.
-    :param x: Inputs, (N, ...).
-    :param y: True labels as indices or one-hot rows.
+    :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch.
+    :param y: True labels as indices or one-hot rows; None where x brings them.
     :param attack: Any untargeted evasion attack of ART; None attacks with :class:`WassersteinPGD` and
         the parameters below, which are read only then.
     :param p: Order of the Wasserstein distance.
@@ -191,6 +200,7 @@ def adversarial_accuracy(
     :raises TypeError: If `attack` is no evasion attack.
     """
     _bridge.require_pytorch(adversarial_accuracy, classifier)
+    x, y = as_arrays(x, y)
     inputs = _bridge.as_inputs(classifier, x)
     labels = _bridge.as_labels(classifier, y, len(inputs))
     if attack is None:
@@ -203,5 +213,5 @@ def adversarial_accuracy(
         raise ValueError(f"attack is {attack!r}; allowed is an untargeted one, since y are the true labels")
     with _bridge.undisturbed(classifier):
         adversarial = attack.generate(inputs.cpu().numpy(), labels.cpu().numpy())
-        predictions = classifier.predict(adversarial, batch_size=batch_size).argmax(axis=1)
-    return float(np.mean(predictions == labels.cpu().numpy()))
+        predicted = _bridge.predicted_labels(classifier, torch.from_numpy(adversarial), batch_size)
+    return mean(predicted.cpu() == labels.cpu())

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: MIT
 """Arrays of a whole data set, worked on some rows at a time on the device that computes.
 
-They lie on that device, or, where they would fill it, in pinned memory of the host: then rows travel while the ones
-before them are worked on.
+They lie on that device; or, where they would fill it, in pinned memory of the host, and rows travel while the ones
+before them are worked on; or in a file mapped into memory, and then what is made from them lies in such files too and
+pages that have been worked on are given back.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
+import tempfile
+import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +27,11 @@ CACHED = 2**17
 """Numbers worked on at once on a CPU: with their temporaries they fit the cache of a core (docs/performance.md)."""
 COPIES = 4
 """Arrays of the size of the inputs that an attack holds at once, the inputs included."""
+TOUCHED = 2**28
+"""Bytes of a mapped file that are worked on before its pages are given back."""
+
+_maps: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
+"""Mapped files by their address in memory."""
 
 
 class Rows:
@@ -33,15 +45,20 @@ class Rows:
         """
         self.device = device
         self.resident = values.device == device
-        self._values = values if self.resident else values.pin_memory()
+        self._values = values
+        self._map = _map_of(values)
+        self._touched = 0
 
     def __len__(self) -> int:
         return len(self._values)
 
     def __getitem__(self, some: Some) -> Tensor:
-        return self._values[self._here(some)].to(self.device, non_blocking=True)
+        values = self._values[self._here(some)]
+        self._touch(values)
+        return values.to(self.device, non_blocking=True)
 
     def __setitem__(self, some: Some, values: Tensor) -> None:
+        self._touch(values)
         if isinstance(some, slice):
             self._values[some].copy_(values, non_blocking=True)
         else:
@@ -53,13 +70,29 @@ class Rows:
         if not self.resident:
             self[some] = own
 
+    def pinned(self) -> Rows:
+        """Return the same values where they can travel fast: pinned, unless they are on the device or mapped."""
+        return self if self.resident or self._map is not None else Rows(self._values.pin_memory(), self.device)
+
     def like(self, dtype: torch.dtype) -> Rows:
-        """Return zeros of the same shape in the same place."""
-        return Rows(torch.zeros_like(self._values, dtype=dtype), self.device)
+        """Return zeros of the same shape in the same kind of place."""
+        shape = self._values.shape
+        if self._map is not None:
+            return Rows(mapped_zeros(shape, dtype), self.device)
+        pin = not self.resident
+        return Rows(torch.zeros(shape, dtype=dtype, device=self._values.device, pin_memory=pin), self.device)
 
     def clone(self) -> Rows:
-        """Return a copy in the same place."""
-        return Rows(self._values.clone(), self.device)
+        """Return a copy in the same kind of place."""
+        copy = self.like(self._values.dtype)
+        for some in parts(len(self), self.at_once(len(self))):
+            copy[some] = self[some]
+        return copy
+
+    def fill(self, values: Tensor) -> None:
+        """Take over the values of a tensor on the host."""
+        for some in parts(len(self), self.at_once(len(self))):
+            self[some] = values[some]
 
     def whole(self) -> Tensor:
         """Wait for all that was written, and return the tensor where it lies."""
@@ -69,11 +102,20 @@ class Rows:
 
     def at_once(self, batch_size: int) -> int:
         """Return how many rows the arithmetic between two passes should take at once."""
-        row = max(1, self._values[:1].numel())
-        return max(1, CACHED // row) if self.device.type == "cpu" else batch_size
+        row = max(1, math.prod(self._values.shape[1:]))
+        return max(1, CACHED // row) if self.device.type == "cpu" else max(1, batch_size)
 
     def _here(self, some: Some) -> Some:
         return some if isinstance(some, slice) else some.to(self._values.device)
+
+    def _touch(self, values: Tensor) -> None:
+        """Give pages back once enough of them were read or written; their content stays in the file."""
+        if self._map is None:
+            return
+        self._touched += values.numel() * self._values.element_size()
+        if self._touched > TOUCHED:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
 
 
 def parts(count: int, size: int) -> list[slice]:
@@ -114,7 +156,78 @@ def staged(chosen: Iterable[Some], *arrays: Rows) -> Iterator[tuple[Any, ...]]:
 
 def placed(x: Tensor, device: torch.device) -> Tensor:
     """Return inputs on the device, or on the host where an attack on them would take more than half of what is free."""
-    if device.type != "cuda" or x.device == device:
+    if x.device == device or _map_of(x) is not None:
+        return x
+    if device.type != "cuda":
         return x.to(device)
     free = torch.cuda.mem_get_info(device)[0]
     return x.to(device) if COPIES * x.numel() * x.element_size() <= free / 2 else x.cpu()
+
+
+def share(array: np.ndarray) -> Tensor:
+    """Return a tensor over an array's memory, or over a copy where torch cannot share it.
+
+    Torch takes no negative strides, and would warn of memory that may not be written to, which nothing here does.
+    """
+    if not array.flags.c_contiguous or not (array.flags.writeable or _mapping(array) is not None):
+        return torch.from_numpy(array.copy())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensor = torch.from_numpy(array)
+    mapping = _mapping(array)
+    if mapping is not None:
+        _remember(mapping)
+    return tensor
+
+
+def mapped_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return zeros in a temporary file, which goes when the last tensor over it does; TMPDIR says where."""
+    array: np.ndarray = torch.zeros(0, dtype=dtype).numpy()
+    with tempfile.TemporaryFile(prefix="art-wdro-") as file:
+        return share(np.memmap(file, array.dtype, "w+", shape=tuple(shape)))
+
+
+def mixed(which: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+    """Return the chosen rows where `which`, (N,), is true, and the others elsewhere, where those lie."""
+    first, second = Rows(chosen, others.device), Rows(others, others.device)
+    result = second.like(others.dtype)
+    for some, ours, theirs in staged(parts(len(second), second.at_once(len(second))), first, second):
+        where = which[some].view(-1, *[1] * (others.dim() - 1)).to(others.device)
+        result[some] = torch.where(where, ours, theirs)
+    return result.whole()
+
+
+def as_float32(values: Tensor) -> Tensor:
+    """Return values as float32, the tensor itself where it is; what is mapped stays in a file."""
+    if values.dtype == torch.float32:
+        return values
+    if _map_of(values) is None:
+        return values.float()
+    source, target = Rows(values, values.device), Rows(mapped_zeros(values.shape, torch.float32), values.device)
+    for some in parts(len(source), source.at_once(len(source))):
+        target[some] = source[some].float()
+    return target.whole()
+
+
+def _mapping(array: Any) -> mmap.mmap | None:
+    """Return the file that an array is mapped from, if it is and holds every change of the array."""
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap) and array.mode == "c":
+            return None
+        array = array.base
+    return array if isinstance(array, mmap.mmap) else None
+
+
+def _remember(mapping: mmap.mmap) -> None:
+    _maps[np.frombuffer(mapping, np.uint8).__array_interface__["data"][0]] = mapping
+
+
+def _map_of(values: Tensor) -> mmap.mmap | None:
+    """Return the mapped file that a tensor lies in, if it does."""
+    if values.device.type != "cpu" or not hasattr(mmap.mmap, "madvise"):
+        return None
+    address = values.data_ptr()
+    for start, mapping in _maps.items():
+        if not mapping.closed and start <= address < start + len(mapping):
+            return mapping
+    return None

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from art_wdro._geometry import dual_exponent, power_mean, sample_norms
+from art_wdro._coupling import Gather, alone
+from art_wdro._geometry import dual_exponent, dual_norms, power_mean
 from art_wdro._losses import PerSampleLoss, as_float, redlr, redlr_towards_target
 
 
@@ -72,26 +73,18 @@ class Objective:
         return Value(self.loss(logits, labels), ~hit if self.targeted else hit)
 
 
-def dual_norms(gradient: Tensor, r: float) -> Tensor:
-    """Compute ||g_i||_s, and 0 where it is NaN or infinite.
-
-    An attack leaves such a sample alone; through Upsilon it would otherwise reach every other one.
-
-    :param gradient: Gradients, (N, ...).
-    :param r: Exponent of the ground norm, s its dual.
-    :return: Dual norms, (N,), float64.
-    """
-    return sample_norms(gradient, dual_exponent(r)).nan_to_num(nan=0.0, posinf=0.0)
-
-
-def upsilon(objective: Objective, batches: Iterable[tuple[Tensor, Tensor]], p: float, r: float) -> Tensor:
+def upsilon(
+    objective: Objective, batches: Iterable[tuple[Tensor, Tensor]], p: float, r: float, gather: Gather = alone
+) -> Tensor:
     """Compute Upsilon = (mean_i ||g_i||_s^q)^(1/q) over all batches.
 
     :param objective: The attack's objective.
     :param batches: Pairs of inputs (n, ...) and class indices (n,).
     :param p: Order of the Wasserstein distance, q its dual; p = 1 gives the largest norm.
     :param r: Exponent of the ground norm, s its dual.
+    :param gather: Gathers numbers where the batches are a shard of all.
     :return: A scalar tensor, in loss per input unit.
     """
-    norms = [dual_norms(objective.gradient(x, labels)[1], r) for x, labels in batches]
-    return power_mean(torch.cat(norms), dual_exponent(p))
+    none = torch.zeros(0, dtype=torch.float64)
+    norms = [dual_norms(objective.gradient(x, labels)[1], r) for x, labels in batches] or [none]
+    return power_mean(torch.cat(norms), dual_exponent(p), gather=gather)

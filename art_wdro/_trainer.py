@@ -15,9 +15,12 @@ from torch import Tensor
 
 from art_wdro import _bridge, _checks
 from art_wdro._ascent import Ascent, ascend, step_lengths
-from art_wdro._fine_tuner import Batch, FineTuner
+from art_wdro._coupling import count, gathering, ranks, shards
+from art_wdro._fine_tuner import FineTuner
 from art_wdro._geometry import power_mean
 from art_wdro._losses import PerSampleLoss, attack_objective
+from art_wdro._minibatches import Batch
+from art_wdro._replica import share_buffers
 from art_wdro._sensitivity import Objective, upsilon
 from art_wdro._training import CONSISTENCIES, RunningUpsilon, batch_budget, set_training_mode
 
@@ -66,6 +69,8 @@ class DistributionalTRADESTrainer(FineTuner):
         window: int = 16,
         verbose: bool = True,
         precision: str = "float32",
+        on_nonfinite: str = "raise",
+        sync_batch_norm: bool = False,
     ) -> None:
         """Create the trainer.
 
@@ -94,11 +99,14 @@ class DistributionalTRADESTrainer(FineTuner):
         :param verbose: Show a progress bar.
         :param precision: Number format of the attack's passes, as for :class:`WassersteinPGD`; the update's stay as the
             network has them.
+        :param on_nonfinite: What to do with a minibatch whose loss or gradient is NaN or infinite: "raise" an error
+            that names it, or "skip" it and count it in `history`.
+        :param sync_batch_norm: Under :func:`sharded`, take batch statistics over all ranks; needs CUDA.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
         """
-        super().__init__(classifier, attack, beta, eps, p, norm, max_iter, seed, verbose)
+        super().__init__(classifier, attack, beta, eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm)
         self._gamma = _checks.real("gamma", gamma, 0.0)
         self._eta = _checks.real("eta", eta, 0.0, 1.0, open_low=True)
         self._upsilon = _checks.choice("upsilon", upsilon, UPSILON_ESTIMATES)
@@ -109,8 +117,9 @@ class DistributionalTRADESTrainer(FineTuner):
         step = None if eps_step is None else _checks.real("eps_step", eps_step, 0.0, open_low=True)
         relative = 1 / self._max_iter if step is None or self._eps == 0 else step / self._eps
         self._steps = step_lengths(relative, self._max_iter)
-        precision = _checks.choice("precision", precision, tuple(_bridge.PRECISIONS))
-        attacked = _bridge.logits_of(classifier, precision=precision)
+        self._precision = _checks.choice("precision", precision, tuple(_bridge.PRECISIONS))
+        attacked = _bridge.logits_of(classifier, precision=self._precision)
+        self._loss, self._consistency_name = loss, consistency
         self._objective = Objective(attacked, attack_objective(loss))
         self._pointwise = Objective(attacked, attack_objective("ce"))
 
@@ -124,11 +133,23 @@ class DistributionalTRADESTrainer(FineTuner):
                 "at a time; allowed are a NumpyDataGenerator, or upsilon='streaming'"
             )
 
-    def _step(self, x: Tensor, y: Tensor, where: str) -> dict[str, Tensor]:
+    def _step(self, x: Tensor, y: Tensor, where: str) -> dict[str, Tensor] | None:
         with _bridge.evaluating(self._classifier):
             adversarial = self._perturb(x, y)
             pointwise = self._ascend(self._pointwise, x, y, math.inf, self._eps).x if self._gamma > 0 else None
         return self._update(x, y, adversarial, pointwise, where)
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("gamma", "eta", "upsilon", "sample_fraction", "attack_label", "window", "precision")
+        own = {name: getattr(self, f"_{name}") for name in names}
+        loss = self._loss if isinstance(self._loss, str) else repr(self._loss).split(" at 0x")[0]
+        return super()._settings() | own | {"loss": loss, "consistency": self._consistency_name, "steps": self._steps}
+
+    def _progress(self) -> dict[str, Any]:
+        return self._running.state()
+
+    def _resume(self, progress: dict[str, Any]) -> None:
+        self._running.set_state(progress, self._classifier.device)
 
     def _finish_epoch(self) -> dict[str, Any]:
         ratio = None
@@ -146,9 +167,10 @@ class DistributionalTRADESTrainer(FineTuner):
             array = self._attack.generate(x.cpu().numpy(), y=labels)
             return torch.as_tensor(array, dtype=x.dtype, device=x.device)
         if self._upsilon == "resample":
-            self._running.update(upsilon(self._objective, self._labelled_sample(), self._p, self._norm))
-        ascent = self._ascend(self._objective, x, self._labels(x, y), self._p, lambda own: self._budget(own, len(x)))
-        self._budgets.append((ascent.budget, len(x)))
+            self._running.update(upsilon(self._objective, self._labelled_sample(), self._p, self._norm, gathering()))
+        whole = count(len(x))
+        ascent = self._ascend(self._objective, x, self._labels(x, y), self._p, lambda own: self._budget(own, whole))
+        self._budgets.append((ascent.budget, whole))
         return ascent.x
 
     def _budget(self, own: Tensor, count: int) -> Tensor:
@@ -179,35 +201,50 @@ class DistributionalTRADESTrainer(FineTuner):
             box=_bridge.box(self._classifier),
             batch_size=len(x),
             keep_best=False,
+            gather=gathering(),
         )
 
     def _update(
         self, x: Tensor, y: Tensor, adversarial: Tensor, pointwise: Tensor | None, where: str
-    ) -> dict[str, Tensor]:
-        """Take one step of the outer problem: return the batch's mean figures."""
+    ) -> dict[str, Tensor] | None:
+        """Take one step of the outer problem: return the batch's mean figures, or None if it was skipped."""
         model, optimiser = _bridge.network(self._classifier), _bridge.optimiser(self._classifier)
-        logits_of = _bridge.logits_of(self._classifier, training=True)
+        buffers = [buffer.clone() for buffer in model.buffers()]
         set_training_mode(model)
         try:
             with torch.enable_grad():
-                clean, attacked = logits_of(x), logits_of(adversarial)
+                clean, attacked, *rest = self._forward(*(b for b in (x, adversarial, pointwise) if b is not None))
                 clean_loss = _bridge.training_loss(self._classifier)(clean, y)
                 consistency_loss = self._consistency(clean, attacked)
                 loss = clean_loss + self._beta * consistency_loss
                 figures = {"clean_loss": clean_loss, "consistency_loss": consistency_loss}
-                if pointwise is not None:
-                    figures["pointwise_loss"] = self._consistency(clean, logits_of(pointwise))
+                if rest:
+                    figures["pointwise_loss"] = self._consistency(clean, rest[0])
                     loss = loss + self._gamma * figures["pointwise_loss"]
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the loss is {loss.item()} in {where}, and the weights are still those before it; a smaller "
-                        "learning rate may help"
-                    )
                 optimiser.zero_grad()
-                loss.backward()
+                # the replicas' gradients are averaged, whatever share of the minibatch each has
+                (loss * (ranks() * len(x) / count(len(x)))).backward()
+            if not self._is_finite(loss, model):
+                optimiser.zero_grad()
+                for buffer, before in zip(model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+                if self._on_nonfinite == "skip":
+                    return None
+                what = "gradient is not finite" if torch.isfinite(loss) else f"loss is {loss.item()}"
+                raise FloatingPointError(
+                    f"the {what} in {where}, and the weights are still those before it; a smaller learning rate may "
+                    "help, or on_nonfinite='skip'"
+                )
             optimiser.step()
+            share_buffers(model, shards())
         finally:
             model.eval()
         figures["train_clean_accuracy"] = (clean.argmax(1) == y).double().mean()
         figures["train_adversarial_accuracy"] = (attacked.argmax(1) == y).double().mean()
         return {"loss": loss.detach(), **{name: figure.detach() for name, figure in figures.items()}}
+
+    def _is_finite(self, loss: Tensor, model: torch.nn.Module) -> bool:
+        """Tell whether the loss of every rank and the gradient are finite."""
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        finite = torch.stack([torch.isfinite(values).all() for values in (loss, *gradients)]).all()
+        return count(int(finite)) == ranks()

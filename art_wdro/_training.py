@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,16 @@ class RunningUpsilon:
         self._recent.append((batch, count))
         values, counts = zip(*self._recent, strict=True)
         return self.update(power_mean(torch.stack(values), self._q, batch.new_tensor(counts)))
+
+    def state(self) -> dict[str, Any]:
+        """Return all that it remembers, as tensors and plain values."""
+        return {"value": self.value, "recent": [[value, count] for value, count in self._recent]}
+
+    def set_state(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from what :meth:`state` returned."""
+        self.value = None if state["value"] is None else state["value"].to(device)
+        self._recent.clear()
+        self._recent.extend((value.to(device), count) for value, count in state["recent"])
 
 
 def set_training_mode(model: nn.Module) -> None:

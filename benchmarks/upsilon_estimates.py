@@ -42,8 +42,7 @@ from art_wdro import (
     reinitialise_last_layer,
     sensitivity,
 )
-from art_wdro._geometry import power_mean
-from art_wdro._sensitivity import dual_norms
+from art_wdro._geometry import dual_norms, power_mean
 from art_wdro._training import RunningUpsilon
 
 FRACTIONS = (0.05, 0.1, 0.2)

@@ -161,7 +161,9 @@ def test_arguments_of_fit_generator(unasked):
 
 def test_arguments_of_generate(unasked):
     attack = WassersteinPGD(unasked, verbose=False)
-    with pytest.raises(TypeError, match=r"generate got the unknown arguments \['masks'\]; allowed are x, y and mask"):
+    with pytest.raises(
+        TypeError, match=r"generate got the unknown arguments \['masks'\]; allowed are x, y, mask and checkpoint"
+    ):
         attack.generate(X, Y, masks=X)
     with pytest.raises(ValueError, match=r"mask has the shape \(3, 30\); needed is one that broadcasts to x, \(4, 30"):
         attack.generate(X, Y, mask=X[:3])

@@ -37,8 +37,9 @@ def test_dual_exponents_are_conjugate(exponent):
 
 
 @given(ARRAYS, NORMS, ORDERS)
-def test_coupling_distance_is_the_formula(array, r, p):
-    assert geometry.coupling_distance(torch.from_numpy(array), p, r).item() == pytest.approx(distance(array, p, r))
+def test_the_mean_of_the_norms_is_the_formula(array, r, p):
+    norms = geometry.sample_norms(torch.from_numpy(array), r)
+    assert geometry.power_mean(norms, p).item() == pytest.approx(distance(array, p, r))
 
 
 @given(ARRAYS, NORMS, ORDERS)

@@ -33,6 +33,7 @@ FIGURES = {
     "upsilon",
     "budget_ratio",
     "learning_rate",
+    "skipped_batches",
     "seconds",
     "clean_accuracy",
     "winf_accuracy",

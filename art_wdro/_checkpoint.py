@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints: one file, whole or not there, read without running code from it, and refused where it does not fit."""
+
+from __future__ import annotations
+
+import random
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from art_wdro._files import write_atomically
+
+FORMAT = 1
+SECONDS = 30.0
+"""Least time between two checkpoints of a long computation."""
+
+
+def save(file: Path, kind: str, settings: dict[str, Any], content: dict[str, Any]) -> None:
+    """Write a checkpoint: complete, flushed to disk, then renamed to its place.
+
+    :param file: Where it goes.
+    :param kind: What it is a checkpoint of.
+    :param settings: What must be equal when it is read: numbers, words, and lists and dicts of them.
+    :param content: Tensors, numbers, words, and lists and dicts of them.
+    """
+    whole = {"format": FORMAT, "kind": kind, "settings": settings, "content": content}
+
+    def write(temporary: Path) -> None:
+        torch.save(whole, temporary)
+        try:
+            torch.load(temporary, weights_only=True, mmap=True)
+        except Exception as error:
+            raise ValueError(f"checkpoint cannot hold the state of a custom object: {error}") from error
+
+    write_atomically(file, write)
+
+
+def load(file: Path, kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Read a checkpoint, or return None where there is none yet.
+
+    Nothing in the file is executed: torch reads tensors and plain values alone (`weights_only`).
+
+    :param file: Where it lies.
+    :param kind: What it must be a checkpoint of.
+    :param settings: What it must have been made with.
+    :return: Its content, on the host.
+    :raises ValueError: If it is no whole checkpoint, or one of something else; the message says which setting differs.
+    """
+    if not file.exists():
+        return None
+    try:
+        whole = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise ValueError(
+            f"checkpoint '{file}' cannot be read ({type(error).__name__}); delete it to begin anew"
+        ) from error
+    if not isinstance(whole, dict) or whole.get("format") != FORMAT or whole.get("kind") != kind:
+        raise ValueError(f"checkpoint '{file}' is not one of {kind}; give another path")
+    for name in sorted({*settings, *whole["settings"]}):
+        was, now = whole["settings"].get(name), settings.get(name)
+        if was != now:
+            raise ValueError(
+                f"checkpoint '{file}' was made with {name} = {was!r}, and now it is {now!r}; give another path, or "
+                "delete it to begin anew"
+            )
+    content: dict[str, Any] = whole["content"]
+    return content
+
+
+def fingerprint(*values: Any) -> int:
+    """Compute a checksum of tensors; anything else that a state dict may hold counts by its text."""
+    checksum = 0
+    for value in values:
+        text = repr(value).encode()
+        if isinstance(value, Tensor):
+            text = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        checksum = zlib.crc32(text, checksum)
+    return checksum
+
+
+class Progress:
+    """The checkpoint of one long computation: offered often, written now and then, deleted at the end."""
+
+    def __init__(self, file: Path, kind: str, settings: dict[str, Any]) -> None:
+        """Name the file, what it is a checkpoint of, and what must be equal when it is read."""
+        self._file, self._kind, self._settings = file, kind, settings
+        self._written = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return what was saved last, or None."""
+        return load(self._file, self._kind, self._settings)
+
+    def offer(self, content: Callable[[], dict[str, Any]]) -> None:
+        """Save the content, if the last time is long enough ago."""
+        if time.monotonic() - self._written >= SECONDS:
+            save(self._file, self._kind, self._settings, content())
+            self._written = time.monotonic()
+
+    def finish(self) -> None:
+        """Delete the file."""
+        self._file.unlink(missing_ok=True)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return every random state that training may read, as tensors and plain values."""
+    version, internal, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put back what :func:`random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

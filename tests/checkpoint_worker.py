@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""A training run that kills itself with SIGKILL at a given moment, for tests/test_checkpoint.py.
+
+python checkpoint_worker.py CHECKPOINT RESULT MOMENT [NUMBER]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from art_wdro import DistributionalTRADESTrainer, _checkpoint, _files
+from tests.conftest import DigitsNetwork, digits, make_classifier
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(moment: str, number: int) -> None:
+    """Replace what runs at the moment by something that kills this process the given number of calls on."""
+    left = number
+
+    def countdown(run, instead):
+        def step(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            return (instead if left < 0 else run)(*args, **kwargs)
+
+        return step
+
+    def half(whole: dict, file: Path) -> None:
+        torch.serialization.save(whole, file)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        die()
+
+    if moment == "batch":
+        trainer = DistributionalTRADESTrainer
+        trainer._update = countdown(trainer._update, die)
+    if moment == "write":
+        _checkpoint.torch.save = countdown(torch.save, half)
+    if moment == "flush":
+        _files.os.fsync = countdown(os.fsync, die)
+
+
+def run(checkpoint: Path | None) -> dict[str, object]:
+    """Fine-tune a network with batch norm and dropout, which draws from torch's random state."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = DigitsNetwork()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimiser, 2, gamma=0.1)
+    classifier = make_classifier(model, (1, 8, 8), 10, optimizer=optimiser)
+    trainer = DistributionalTRADESTrainer(classifier, eps=0.1, max_iter=2, seed=1, verbose=False)
+    (x, y), (x_test, y_test) = digits()
+    trainer.fit(x[:96], y[:96], (x_test[:60], y_test[:60]), 32, 4, scheduler, checkpoint=checkpoint)
+    history = [{k: v for k, v in record.items() if k != "seconds"} for record in trainer.history]
+    state = {"kept": model.state_dict(), "final": trainer.final_state, "optimiser": optimiser.state_dict()["state"]}
+    return state | {"history": history, "best": trainer.best_epoch}
+
+
+if __name__ == "__main__":
+    arm(sys.argv[3], int(sys.argv[4]) if len(sys.argv) > 4 else 0)
+    torch.serialization.save(run(Path(sys.argv[1])), sys.argv[2])

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""What every rank does in tests/test_ranks.py, under torchrun: attack its shard, train, save what came out.
+
+torchrun --nproc-per-node N rank_worker.py FOLDER CASE
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from art_wdro import (
+    DistributionalTRADESTrainer,
+    WassersteinKnapsack,
+    WassersteinPGD,
+    accuracy_bounds,
+    adversarial_accuracy,
+    evaluate,
+    sensitivity,
+    sharded,
+    wasserstein_distance,
+)
+from tests.conftest import BUDGETS, digits, linear_problem, make_classifier
+
+THREATS = [(p, r) for p in (1.5, 2.0, np.inf) for r in (1.0, 2.0, np.inf)]
+SHARDS = {1: [60], 2: [23, 37], 3: [41, 0, 19]}
+"""Sizes of the shards by the number of ranks: uneven, one of them empty."""
+
+
+def attack(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """Attack this rank's shard in every way; figures of the whole come out on every rank."""
+    classifier = linear_problem().classifier
+    found = {}
+    for p, r in THREATS:
+        for loss in ("ce", "redlr"):
+            attack = WassersteinPGD(classifier, p, r, BUDGETS[r], loss=loss, batch_size=7, verbose=False)
+            found[f"pgd {p} {r} {loss}"] = attack.generate(x, y)
+        found[f"sensitivity {p} {r}"] = sensitivity(classifier, x, y, p, r)
+    knapsack = WassersteinKnapsack(classifier, eps=0.03, max_iter=20, batch_size=7, verbose=False)
+    found["knapsack"] = knapsack.generate(x, y)
+    found["distances"] = knapsack.distances_
+    found["fraction"] = knapsack.fraction_
+    found["distance"] = wasserstein_distance(x, found["knapsack"])
+    found["accuracy"] = adversarial_accuracy(classifier, x, y, eps=0.03)
+    found["bounds"] = np.array(accuracy_bounds(classifier, x, y, eps=0.03))
+    report = evaluate(classifier, x, y, eps=0.03, knapsack_iter=20, verbose=False)
+    found["report"] = np.array([row.accuracy for row in report.rows] + [report.upsilon, report.samples])
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+class Smooth(nn.Module):
+    """A small network without batch norm and dropout, whose kinks do not magnify float noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Softplus(), nn.Linear(32, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def train(batch_size: int, upsilon: str, checkpoint: str | None = None, epochs: int = 2) -> dict[str, np.ndarray]:
+    """Fine-tune on digits, the whole of which every rank has; the last minibatch is uneven."""
+    torch.manual_seed(0)
+    model = Smooth()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    classifier = make_classifier(model, (1, 8, 8), 10, optimizer=optimiser)
+    trainer = DistributionalTRADESTrainer(
+        classifier, eps=0.1, max_iter=3, seed=3, upsilon=upsilon, gamma=0.5, sample_fraction=0.25, verbose=False
+    )
+    (x, y), (x_test, y_test) = digits()
+    trainer.fit(x[:103], y[:103], (x_test[:50], y_test[:50]), batch_size, epochs, checkpoint=checkpoint)
+    found = {name: value.numpy() for name, value in model.state_dict().items()}
+    names = ("loss", "upsilon", "budget_ratio", "pointwise_loss", "train_adversarial_accuracy", "wp_accuracy")
+    return found | {"history": np.array([[record[name] for name in names] for record in trainer.history])}
+
+
+def main() -> None:
+    """Run one case on this rank."""
+    torch.set_num_threads(1)
+    folder, case = Path(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    problem = linear_problem()
+    ends = np.cumsum([0, *SHARDS[ranks]])
+    mine = slice(ends[rank], ends[rank + 1])
+    if case == "attack":
+        with sharded():
+            found = attack(problem.x[mine], problem.y[mine])
+        alone = WassersteinPGD(problem.classifier, verbose=False).generate(problem.x, problem.y)
+        found["outside"] = alone  # in the process group, but not in sharded()
+    elif case == "train":
+        with sharded():
+            found = train(24 // ranks, "streaming")
+            found |= {f"resampled {name}": value for name, value in train(24 // ranks, "resample").items()}
+    elif case == "resume":
+        with sharded():
+            train(24 // ranks, "streaming", str(folder / "run.ckpt"), epochs=1)
+            found = train(24 // ranks, "streaming", str(folder / "run.ckpt"))
+    else:
+        with sharded():
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            found = attack(problem.x[mine], problem.y[mine])
+    np.savez(folder / f"{case}-{rank}.npz", **found)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""A run that is killed goes on as if it had not been; what is no checkpoint of it is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, WassersteinPGD, _checkpoint
+from tests import checkpoint_worker
+from tests.conftest import NORMS, digits, linear_problem
+
+ROOT = Path(__file__).parent.parent
+(X, Y), (X_TEST, Y_TEST) = digits()
+
+
+def start(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tests" / "checkpoint_worker.py"), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, object]:
+    return checkpoint_worker.run(None)
+
+
+def assert_same(found, expected):
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same(found[key], value)
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"), [("batch", 1), ("batch", 7), ("batch", 11), ("write", 0), ("write", 2), ("flush", 1)]
+)
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, uninterrupted, moment, number):
+    checkpoint, result = tmp_path / "run.ckpt", tmp_path / "result.pt"
+    killed = start(checkpoint, result, moment, number)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not result.exists()
+    resumed = start(checkpoint, result, "never")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same(torch.load(result, weights_only=True), uninterrupted)
+
+
+def trainer(classifier, **settings) -> DistributionalTRADESTrainer:
+    return DistributionalTRADESTrainer(classifier, **({"max_iter": 2, "seed": 0, "verbose": False} | settings))
+
+
+def test_a_finished_run_only_reads(digits_classifier, tmp_path):
+    file = tmp_path / "new" / "run.ckpt"
+    first = trainer(digits_classifier)
+    first.fit(X[:64], Y[:64], batch_size=32, nb_epochs=2, checkpoint=str(file))
+    weights = {k: v.clone() for k, v in digits_classifier.model.state_dict().items()}
+    with torch.no_grad():
+        digits_classifier.model.head.weight.zero_()
+    again = trainer(digits_classifier)
+    again.fit(X[:64], Y[:64], batch_size=32, nb_epochs=2, checkpoint=file)
+    assert again.history == first.history
+    assert_same(dict(digits_classifier.model.state_dict()), weights)
+    again.fit(X[:64], Y[:64], batch_size=32, nb_epochs=3, checkpoint=file)
+    assert [record["epoch"] for record in again.history] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ({"eps": 0.2}, {}, "was made with eps = 0.0313.*, and now it is 0.2; give another path, or delete it"),
+        ({"upsilon": "resample"}, {}, "upsilon = 'streaming', and now it is 'resample'"),
+        ({"loss": "ce"}, {}, "loss = 'redlr', and now it is 'ce'"),
+        ({}, {"batch_size": 16}, "was made with data = "),
+        ({}, {"x": X[64:128]}, "was made with data = "),
+        ({}, {"y": Y[:64][::-1].copy()}, "was made with data = "),
+        ({}, {"validation_data": (X_TEST[:9], Y_TEST[:9])}, "was made with validation = "),
+        ({}, {"nb_epochs": 1}, "nb_epochs is 1; allowed is at least the checkpoint's 2"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(digits_classifier, tmp_path, settings, arguments, message):
+    file = tmp_path / "run.ckpt"
+    given = {"x": X[:64], "y": Y[:64], "batch_size": 32, "nb_epochs": 2, "checkpoint": file}
+    trainer(digits_classifier).fit(**given)
+    weights = {k: v.clone() for k, v in digits_classifier.model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        trainer(digits_classifier, **settings).fit(**given | arguments)
+    assert_same(dict(digits_classifier.model.state_dict()), weights)
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("opened-a-pickle",)
+
+
+def test_what_is_no_whole_checkpoint_is_refused(digits_classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "run.ckpt"
+    given = {"x": X[:64], "y": Y[:64], "batch_size": 32, "nb_epochs": 1, "checkpoint": file}
+    trainer(digits_classifier).fit(**given)
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-1], b"", b"text"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"run.ckpt' cannot be read .*; delete it to begin anew"):
+            trainer(digits_classifier).fit(**given)
+    torch.save({"format": 1, "content": Malicious()}, file)
+    with pytest.raises(ValueError, match="cannot be read"):
+        trainer(digits_classifier).fit(**given)
+    assert not Path("opened-a-pickle").exists()
+    torch.save(digits_classifier.model.state_dict(), file)
+    with pytest.raises(ValueError, match="is not one of DistributionalTRADESTrainer; give another path"):
+        trainer(digits_classifier).fit(**given)
+    with pytest.raises(ValueError, match=r"checkpoint is '.*', where no file can be written"):
+        trainer(digits_classifier).fit(**given | {"checkpoint": tmp_path})
+    with pytest.raises(TypeError, match="checkpoint is 3; allowed is a path"):
+        trainer(digits_classifier).fit(**given | {"checkpoint": 3})
+
+
+def test_a_scheduler_that_cannot_be_saved_is_said_at_once(digits_classifier, tmp_path):
+    class Odd(torch.optim.lr_scheduler.StepLR):
+        def state_dict(self):
+            return super().state_dict() | {"odd": Malicious()}
+
+    with pytest.raises(ValueError, match="checkpoint cannot hold the state of a custom object"):
+        trainer(digits_classifier).fit(
+            X[:32], Y[:32], nb_epochs=1, scheduler=Odd(digits_classifier.optimizer, 1), checkpoint=tmp_path / "run.ckpt"
+        )
+
+
+# --- long attacks -----------------------------------------------------------------------------------------------
+
+
+class InterruptError(Exception):
+    pass
+
+
+def interrupted_after(classifier, passes: int):
+    """Make the network fail after so many forward passes; return the passes seen, and the hook to remove."""
+    seen = []
+
+    def hook(module, inputs):
+        seen.append(len(inputs[0]))
+        if len(seen) > passes:
+            raise InterruptError
+
+    return seen, classifier.model[-1].register_forward_pre_hook(hook)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("loss", ["ce", "redlr"])
+@pytest.mark.parametrize("p", [2.0, np.inf])
+def test_an_attack_goes_on_from_its_last_iterate(tmp_path, monkeypatch, norm, loss, p):
+    monkeypatch.setattr(_checkpoint, "SECONDS", 0.0)
+    problem = linear_problem()
+    attack = WassersteinPGD(problem.classifier, p, norm, eps=0.05, loss=loss, max_iter=8, batch_size=20, verbose=False)
+    expected = attack.generate(problem.x, problem.y)
+    file = tmp_path / "attack.ckpt"
+    seen, hook = interrupted_after(problem.classifier, 13)
+    with pytest.raises(InterruptError):
+        attack.generate(problem.x, problem.y, checkpoint=file)
+    hook.remove()
+    assert file.exists()
+    seen, hook = interrupted_after(problem.classifier, 1000)
+    np.testing.assert_allclose(attack.generate(problem.x, problem.y, checkpoint=file), expected, atol=1e-6)
+    assert len(seen) < 8 * 3  # it did not begin anew
+    assert not file.exists()
+    hook.remove()
+
+
+def test_a_search_for_least_distances_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(_checkpoint, "SECONDS", 0.0)
+    problem = linear_problem()
+    attack = WassersteinKnapsack(problem.classifier, eps=0.05, max_iter=30, batch_size=10, verbose=False)
+    expected, distances = attack.generate(problem.x, problem.y), attack.distances_
+    seen, hook = interrupted_after(problem.classifier, 100)
+    with pytest.raises(InterruptError):
+        attack.generate(problem.x, problem.y, checkpoint=tmp_path / "attack.ckpt")
+    hook.remove()
+    seen, hook = interrupted_after(problem.classifier, 1000)
+    found = attack.generate(problem.x, problem.y, checkpoint=tmp_path / "attack.ckpt")
+    assert len(seen) < 100
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(attack.distances_, distances)
+    hook.remove()
+
+
+def test_an_attack_on_something_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(_checkpoint, "SECONDS", 0.0)
+    problem, file = linear_problem(), tmp_path / "attack.ckpt"
+    attack = WassersteinPGD(problem.classifier, eps=0.05, max_iter=8, batch_size=20, verbose=False)
+    _, hook = interrupted_after(problem.classifier, 13)
+    with pytest.raises(InterruptError):
+        attack.generate(problem.x, problem.y, checkpoint=file)
+    hook.remove()
+    with pytest.raises(ValueError, match="was made with data = "):
+        attack.generate(problem.x, (problem.y + 1) % 5, checkpoint=file)
+    with pytest.raises(ValueError, match="is not one of WassersteinKnapsack"):
+        WassersteinKnapsack(problem.classifier, verbose=False).generate(problem.x, problem.y, checkpoint=file)
+    attack.set_params(eps=0.06)
+    with pytest.raises(ValueError, match=r"was made with eps = '0\.05', and now it is '0.06'"):
+        attack.generate(problem.x, problem.y, checkpoint=file)
+    attack.set_params(eps=0.05)
+    with torch.no_grad():
+        problem.classifier.model[-1].bias += 1
+    with pytest.raises(ValueError, match="was made with weights = "):
+        attack.generate(problem.x, problem.y, checkpoint=file)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""Several processes under torchrun give what one gives: attacks on uneven shards, figures, training."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from art_wdro import sharded
+from tests import rank_worker
+
+ROOT = Path(__file__).parent.parent
+
+
+def torchrun(folder: Path, ranks: int, case: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    worker = [str(ROOT / "tests" / "rank_worker.py"), str(folder), case]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [*command, *worker], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+
+
+def run(folder: Path, ranks: int, case: str) -> list[dict[str, np.ndarray]]:
+    done = torchrun(folder, ranks, case)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [dict(np.load(folder / f"{case}-{rank}.npz")) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, np.ndarray]:
+    problem = rank_worker.linear_problem()
+    return rank_worker.attack(problem.x, problem.y)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_attacks_on_shards_equal_the_attack_on_all(tmp_path, alone, ranks):
+    found = run(tmp_path, ranks, "attack")
+    for name, expected in alone.items():
+        if name.startswith(("pgd", "knapsack", "distances")):
+            whole = np.concatenate([part[name] for part in found])
+            np.testing.assert_allclose(whole, expected, atol=2e-5, err_msg=name)
+        else:
+            for part in found:
+                np.testing.assert_allclose(part[name], expected, rtol=1e-4, err_msg=name)
+    for part in found:
+        np.testing.assert_array_equal(part["outside"], found[0]["outside"])
+        assert len(part["outside"]) == 60
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_training_over_ranks_equals_training_alone(tmp_path, ranks):
+    found = run(tmp_path, ranks, "train")
+    expected = rank_worker.train(24, "streaming")
+    expected |= {f"resampled {name}": value for name, value in rank_worker.train(24, "resample").items()}
+    for part in found:
+        assert part.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(part[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+            np.testing.assert_array_equal(part[name], found[0][name], err_msg=name)
+
+
+def test_a_checkpoint_over_ranks_goes_on(tmp_path):
+    found = run(tmp_path, 2, "resume")
+    expected = rank_worker.train(24, "streaming")
+    for part in found:
+        for name, value in expected.items():
+            np.testing.assert_allclose(part[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_a_rank_that_dies_ends_the_job(tmp_path):
+    started = time.perf_counter()
+    done = torchrun(tmp_path, 2, "die")
+    assert done.returncode != 0
+    assert "SIGKILL" in done.stderr
+    assert time.perf_counter() - started < 60
+
+
+def test_sharded_needs_a_process_group():
+    assert not dist.is_initialized()
+    with pytest.raises(RuntimeError, match="start the script with torchrun"), sharded():
+        pass
