@@ -308,14 +308,16 @@ def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) 
     """Return argmax f(x), (N,), on the classifier's device; call it inside :func:`undisturbed`."""
     function = logits_of(classifier)
     with torch.no_grad():
-        found = [function(points).argmax(1) for points in batches_of(classifier, x, batch_size)]
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64, device=classifier.device)
+        found = torch.zeros(len(x), dtype=torch.int64, device=classifier.device)
+        for rows, points in batches_of(classifier, batch_size, x):
+            found[rows] = function(points).argmax(1)
+    return found
 
 
-def batches_of(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Yield the rows of inputs or labels in batches on the classifier's device."""
-    data = Rows(x, classifier.device)
-    return (data[rows] for rows in parts(len(x), batch_size))
+def batches_of(classifier: PyTorchClassifier, batch_size: int, *arrays: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Yield rows and their values in each array, in batches on the classifier's device."""
+    data = [Rows(array, classifier.device) for array in arrays]
+    return ((rows, *(array[rows] for array in data)) for rows in parts(len(arrays[0]), batch_size))
 
 
 def _detach(tensor: Tensor) -> Tensor:

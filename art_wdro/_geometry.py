@@ -83,17 +83,40 @@ def power_mean(values: Tensor, exponent: float, weights: Tensor | None = None, g
     >>> round(power_mean(torch.tensor([1.0, 7.0], dtype=torch.float64), 2.0).item(), 6)
     5.0
     """
-    own = values.amax() if len(values) else values.new_zeros(())
+    return mean_of_sums(merged_sums(gather(power_sums(values, exponent, weights)), exponent), exponent)
+
+
+def power_sums(values: Tensor, exponent: float, weights: Tensor | None = None) -> Tensor:
+    """Return what a power mean needs to know of values: the largest, the sum of (v / largest)^exponent, the count.
+
+    :param values: Non-negative values, (N,).
+    :param exponent: In [1, inf].
+    :param weights: Non-negative weights, (N,); None weighs all alike.
+    :return: Three numbers, (3,).
+    """
+    largest = values.amax() if len(values) else values.new_zeros(())
     weights = torch.ones_like(values) if weights is None else weights
-    powers = torch.zeros_like(own)
-    if not math.isinf(exponent):
-        powers = ((values / torch.where(own > 0, own, 1.0)).pow(exponent) * weights).sum()
-    maxima, sums, counts = gather(torch.stack([own, powers, weights.sum()])).unbind(1)
+    ratios = values / torch.where(largest > 0, largest, 1.0)
+    return torch.stack([largest, (_power(ratios, exponent) * weights).sum(), weights.sum()])
+
+
+def merged_sums(sums: Tensor, exponent: float) -> Tensor:
+    """Merge what :func:`power_sums` returned for several sets of values, (sets, 3), into that of their union, (3,)."""
+    maxima, powers, counts = sums.unbind(1)
     largest = maxima.amax()
-    if math.isinf(exponent):
-        return largest
-    mean = (sums * (maxima / torch.where(largest > 0, largest, 1.0)).pow(exponent)).sum() / counts.sum()
-    return largest * mean.pow(1.0 / exponent)
+    ratios = maxima / torch.where(largest > 0, largest, 1.0)
+    return torch.stack([largest, (powers * _power(ratios, exponent)).sum(), counts.sum()])
+
+
+def mean_of_sums(sums: Tensor, exponent: float) -> Tensor:
+    """Return the power mean that :func:`power_sums` describes."""
+    largest, powers, count = sums
+    mean: Tensor = largest if math.isinf(exponent) else largest * (powers / count).pow(1.0 / exponent)
+    return mean
+
+
+def _power(ratios: Tensor, exponent: float) -> Tensor:
+    return torch.zeros_like(ratios) if math.isinf(exponent) else ratios.pow(exponent)
 
 
 def movable_coordinates(x: Tensor, gradient: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

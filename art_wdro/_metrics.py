@@ -88,7 +88,7 @@ def sensitivity(
     with _bridge.undisturbed(classifier):
         if labels is None:
             labels = _bridge.predicted_labels(classifier, inputs, batch_size)
-        batches = zip(*(_bridge.batches_of(classifier, data, batch_size) for data in (inputs, labels)), strict=True)
+        batches = ((x, y) for _, x, y in _bridge.batches_of(classifier, batch_size, inputs, labels))
         return upsilon(objective, batches, p, r, gathering()).item()
 
 
@@ -163,9 +163,11 @@ def accuracy_bounds(
 
 
 def _values(objective: Objective, x: Tensor, labels: Tensor, batch_size: int, classifier: PyTorchClassifier) -> Value:
-    batches = zip(*(_bridge.batches_of(classifier, data, batch_size) for data in (x, labels)), strict=True)
-    values = [objective.value(*batch) for batch in batches] or [Value(x.new_zeros(0), x.new_zeros(0, dtype=torch.bool))]
-    return Value(torch.cat([v.losses for v in values]), torch.cat([v.standing for v in values]))
+    losses = torch.zeros(len(x), dtype=torch.float64, device=classifier.device)
+    standing = torch.zeros(len(x), dtype=torch.bool, device=classifier.device)
+    for rows, points, own in _bridge.batches_of(classifier, batch_size, x, labels):
+        losses[rows], standing[rows] = objective.value(points, own)
+    return Value(losses, standing)
 
 
 def adversarial_accuracy(

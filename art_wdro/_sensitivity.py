@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from art_wdro._coupling import Gather, alone
-from art_wdro._geometry import dual_exponent, dual_norms, power_mean
+from art_wdro._geometry import dual_exponent, dual_norms, mean_of_sums, merged_sums, power_sums
 from art_wdro._losses import PerSampleLoss, as_float, redlr, redlr_towards_target
 
 
@@ -85,6 +85,12 @@ def upsilon(
     :param gather: Gathers numbers where the batches are a shard of all.
     :return: A scalar tensor, in loss per input unit.
     """
-    none = torch.zeros(0, dtype=torch.float64)
-    norms = [dual_norms(objective.gradient(x, labels)[1], r) for x, labels in batches] or [none]
-    return power_mean(torch.cat(norms), dual_exponent(p), gather=gather)
+    q = dual_exponent(p)
+    # a list of norms would keep small blocks of memory between the large ones, and the heap would grow with the data
+    sums = None
+    for x, labels in batches:
+        own = power_sums(dual_norms(objective.gradient(x, labels)[1], r), q)
+        sums = own if sums is None else merged_sums(torch.stack([sums, own]), q)
+    if sums is None:
+        sums = torch.zeros(3, dtype=torch.float64)
+    return mean_of_sums(merged_sums(gather(sums), q), q)

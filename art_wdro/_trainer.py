@@ -17,7 +17,7 @@ from art_wdro import _bridge, _checks
 from art_wdro._ascent import Ascent, ascend, step_lengths
 from art_wdro._coupling import count, gathering, ranks, shards
 from art_wdro._fine_tuner import FineTuner
-from art_wdro._geometry import power_mean
+from art_wdro._geometry import mean_of_sums, merged_sums, power_sums
 from art_wdro._losses import PerSampleLoss, attack_objective
 from art_wdro._minibatches import Batch
 from art_wdro._replica import share_buffers
@@ -125,7 +125,7 @@ class DistributionalTRADESTrainer(FineTuner):
 
     def _begin(self, sample: Callable[[float], Iterator[Batch]] | None) -> None:
         self._running = RunningUpsilon(self._eta, self._p, self._window)
-        self._budgets: list[tuple[Tensor, int]] = []
+        self._budgets: Tensor | None = None  # power sums of the eps_B so far
         self._sample = sample
         if self._attack is None and self._upsilon == "resample" and sample is None:
             raise ValueError(
@@ -153,10 +153,9 @@ class DistributionalTRADESTrainer(FineTuner):
 
     def _finish_epoch(self) -> dict[str, Any]:
         ratio = None
-        if self._budgets and self._eps > 0:
-            values, counts = zip(*self._budgets, strict=True)
-            ratio = power_mean(torch.stack(values), self._p, values[0].new_tensor(counts)).item() / self._eps
-        self._budgets = []
+        if self._budgets is not None and self._eps > 0:
+            ratio = mean_of_sums(self._budgets, self._p).item() / self._eps
+        self._budgets = None
         upsilon = None if self._running.value is None else self._running.value.item()
         return {"upsilon": upsilon, "budget_ratio": ratio, "pointwise_loss": None}
 
@@ -170,7 +169,8 @@ class DistributionalTRADESTrainer(FineTuner):
             self._running.update(upsilon(self._objective, self._labelled_sample(), self._p, self._norm, gathering()))
         whole = count(len(x))
         ascent = self._ascend(self._objective, x, self._labels(x, y), self._p, lambda own: self._budget(own, whole))
-        self._budgets.append((ascent.budget, whole))
+        sums = power_sums(ascent.budget[None], self._p, ascent.budget.new_tensor([whole]))
+        self._budgets = sums if self._budgets is None else merged_sums(torch.stack([self._budgets, sums]), self._p)
         return ascent.x
 
     def _budget(self, own: Tensor, count: int) -> Tensor:
