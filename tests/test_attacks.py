@@ -587,10 +587,10 @@ def test_flat_samples_are_left_out_and_the_iterates_stay_the_same(digits_classif
     forwards = {k: sum(count for count, _ in seen) for k, seen in calls.items()}
     assert gradients[Dense] == 12 * 90
     assert forwards[Dense] == 13 * 90
-    assert gradients[Objective] < 0.95 * gradients[Dense]
+    assert gradients[Objective] < 0.97 * gradients[Dense]
     # long steps make flipped samples stand again, which costs a second forward pass
     work = {objective: gradients[objective] + forwards[objective] for objective in gradients}
-    assert work[Objective] < (0.95 if path == 1.0 else 1.01) * work[Dense]
+    assert work[Objective] < (0.97 if path == 1.0 else 1.01) * work[Dense]
 
 
 def test_the_preprocessing_that_does_nothing_is_left_out():

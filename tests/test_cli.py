@@ -132,6 +132,21 @@ def test_finetune(folder, start, capsys):
     main(["evaluate", "--model", "factory:network", "--weights", "tuned.pth", "--data", "digits.npz", *QUICK])
 
 
+def test_finetune_goes_on_from_a_checkpoint(folder, capsys):
+    command = ["finetune", "--model", "factory:network", "--weights", "weights.pth", "--data", "digits.npz"]
+    command += ["--validation", "30", "--batch-size", "32", "--max-iter", "2", "--json", "t.json"]
+    for epochs, more in (("3", []), ("1", ["--checkpoint", "run.ckpt"]), ("3", ["--checkpoint", "run.ckpt"])):
+        main([*command, "--epochs", epochs, "--out", f"tuned-{len(more)}.pth", *more])
+    assert len(json.loads(Path("t.json").read_text())["history"]) == 3
+    whole, resumed = (torch.load(f"tuned-{n}.pth", weights_only=True) for n in (0, 2))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--epochs", "3", "--out", "tuned.pth", "--checkpoint", "run.ckpt", "--eps", "0.2"])
+    assert stop.value.code == 2
+    assert "was made with eps" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_interrupt_leaves_what_was_finished(folder):
     command = [sys.executable, "-m", "art_wdro", "finetune", *MODELS[2], "--data", "digits.npz", "--out", "tuned.pth"]
