@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from art_wdro import _bridge, _checks
 from art_wdro._ascent import SCHEDULES, ascend, step_lengths
 from art_wdro._checkpoint import Progress, fingerprint
-from art_wdro._coupling import gathering, is_first, shards
+from art_wdro._coupling import gathering, is_first, shards, together
 from art_wdro._datasets import as_arrays
 from art_wdro._losses import PerSampleLoss, attack_objective
 from art_wdro._rows import placed
@@ -117,24 +117,24 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
 
     def _generate(self, x: Any, y: Any | None, mask: Any | None, checkpoint: Any) -> np.ndarray:
         classifier: PyTorchClassifier = self.estimator
-        file = None if checkpoint is None else _checks.file("checkpoint", checkpoint)
-        if file is not None and shards() is not None:
-            raise ValueError(f"checkpoint is '{file}' under sharded(); allowed there is None")
-        x, y = as_arrays(x, y)
-        inputs = _bridge.as_inputs(classifier, x)
-        movable = None if mask is None else _as_mask(mask, inputs)
-        if y is None and self.targeted:
-            raise ValueError("y is None; a targeted attack needs the target labels")
-        labels = None if y is None else _bridge.as_labels(classifier, y, len(inputs))
-        with _bridge.undisturbed(classifier):
+        with together():
+            file = None if checkpoint is None else _checks.file("checkpoint", checkpoint)
+            if file is not None and shards() is not None:
+                raise ValueError(f"checkpoint is '{file}' under sharded(); allowed there is None")
+            x, y = as_arrays(x, y)
+            inputs = _bridge.as_inputs(classifier, x)
+            movable = None if mask is None else _as_mask(mask, inputs)
+            if y is None and self.targeted:
+                raise ValueError("y is None; a targeted attack needs the target labels")
+            labels = None if y is None else _bridge.as_labels(classifier, y, len(inputs))
+        with _bridge.undisturbed(classifier, self.batch_size):
             inputs = placed(inputs, classifier.device)
             if labels is None:
                 labels = _bridge.predicted_labels(classifier, inputs, self.batch_size)
             movable = None if movable is None else movable.to(inputs.device)
             labels = labels.to(classifier.device)
             saved = None if file is None else self._progress(file, inputs, labels, movable)
-            with _bridge.hint_at_memory("batch_size", self.batch_size):
-                adversarial: np.ndarray = self._attack(inputs, labels, movable, saved).cpu().numpy()
+            adversarial: np.ndarray = self._attack(inputs, labels, movable, saved).cpu().numpy()
             if saved is not None:
                 saved.finish()
         return adversarial
@@ -146,9 +146,12 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
         """Return the checkpoint of this attack on these data."""
         names = sorted({*self.attack_params} - {"verbose", "summary_writer"})
         parameters = {name: repr(getattr(self, name)).split(" at 0x")[0] for name in names}
-        ends = [x[:1], x[-1:], labels, *([] if mask is None else [mask[:1], mask[-1:]])]
         weights = _bridge.network(self.estimator).state_dict().values()
-        identity = {"samples": len(x), "data": fingerprint(*ends), "weights": fingerprint(*weights)}
+        identity = _bridge.identity(self.estimator) | {
+            "samples": len(x),
+            "data": fingerprint(x, labels, *([] if mask is None else [mask])),
+            "weights": fingerprint(*weights),
+        }
         return Progress(file, type(self).__name__, parameters | identity)
 
     @abc.abstractmethod
@@ -203,7 +206,12 @@ class WassersteinAscent(WassersteinAttack):
     def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
         objective = attack_objective(self.loss, self.targeted)
         ascent = ascend(
-            Objective(_bridge.logits_of(self.estimator, precision=self.precision), objective, self.targeted),
+            Objective(
+                _bridge.logits_of(self.estimator, precision=self.precision),
+                objective,
+                self.targeted,
+                _bridge.SCALES.get(self.precision, 1.0),
+            ),
             x,
             labels,
             p=self.p,

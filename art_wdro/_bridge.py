@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -21,6 +22,7 @@ from art.exceptions import EstimatorError
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 
+from art_wdro._checkpoint import fingerprint
 from art_wdro._coupling import shards
 from art_wdro._losses import class_indices
 from art_wdro._rows import Rows, as_float32, parts, share
@@ -60,6 +62,8 @@ def network(classifier: PyTorchClassifier) -> nn.Module:
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Number formats of an attack's forward passes, by name; None leaves it to the network."""
+SCALES = {"float16": 1024.0}
+"""Factors that keep gradients in the range of a number format, as loss scaling in training does."""
 
 
 def logits_of(
@@ -129,7 +133,8 @@ class _NumPyPreprocessing(torch.autograd.Function):
 @contextmanager
 def restored(classifier: PyTorchClassifier) -> Iterator[None]:
     """Put every module back in its own mode afterwards, and every parameter's `.grad` and `requires_grad`."""
-    modes = [(module, module.training) for module in classifier._model.modules()]
+    # a frozen ScriptModule has no mode
+    modes = [(module, module.training) for module in classifier._model.modules() if hasattr(module, "training")]
     parameters = [(weight, weight.grad, weight.requires_grad) for weight in classifier._model.parameters()]
     for weight, _, _ in parameters:
         weight.grad = None
@@ -149,10 +154,14 @@ def evaluating(classifier: PyTorchClassifier) -> Iterator[None]:
     Frozen, because a compiled network computes the gradients of all parameters that want one, asked or not.
     cuDNN cannot differentiate a recurrent layer in eval mode, so it is switched off for those.
     """
-    cudnn = torch.backends.cudnn.enabled and not classifier.is_rnn
-    with restored(classifier), torch.inference_mode(False), torch.backends.cudnn.flags(enabled=cudnn):
+    cudnn = torch.backends.cudnn.enabled
+    with restored(classifier), torch.inference_mode(False):
         classifier._model.eval().requires_grad_(False)
-        yield
+        try:
+            torch.backends.cudnn.enabled = cudnn and not classifier.is_rnn
+            yield
+        finally:
+            torch.backends.cudnn.enabled = cudnn
 
 
 @contextmanager
@@ -166,12 +175,19 @@ def hint_at_memory(name: str, value: int) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(classifier: PyTorchClassifier) -> Iterator[None]:
-    """Put the network in eval mode; afterwards restore modes, parameter gradients and all random state."""
+def undisturbed(classifier: PyTorchClassifier, batch_size: int) -> Iterator[None]:
+    """Put the network in eval mode; afterwards restore modes, parameter gradients and all random state.
+
+    :param batch_size: What an error names when the device's memory is exhausted.
+    """
     numpy_state, python_state = np.random.get_state(), random.getstate()
     cuda = [classifier.device] if classifier.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=cuda), evaluating(classifier):
+        with (
+            torch.random.fork_rng(devices=cuda),
+            evaluating(classifier),
+            hint_at_memory("batch_size", batch_size),
+        ):
             yield
     finally:
         np.random.set_state(numpy_state)
@@ -205,6 +221,23 @@ def _bound(value: np.ndarray, shape: tuple[int | None, ...]) -> Tensor:
     return tensor
 
 
+def identity(classifier: PyTorchClassifier) -> dict[str, Any]:
+    """Describe what a classifier does to its inputs, weights apart, in plain values."""
+    clip, loss = classifier.clip_values, classifier.loss
+    held = [*loss.state_dict().values(), getattr(loss, "label_smoothing", 0.0)] if isinstance(loss, nn.Module) else []
+    return {
+        "loss of the classifier": [_described(loss), fingerprint(*held)],
+        "network": fingerprint(repr(network(classifier))),
+        "preprocessing": [_described(operation) for operation in classifier.preprocessing_operations],
+        "clip_values": None if clip is None else [np.asarray(bound, dtype=float).tolist() for bound in clip],
+    }
+
+
+def _described(operation: object) -> str:
+    """Describe a preprocessing step without the address that a default repr ends on."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(operation))
+
+
 def as_numbers(x: Any, name: str) -> Tensor:
     """Return an array, tensor or nested list as a detached tensor, where it lies and of its own dtype.
 
@@ -217,9 +250,7 @@ def as_numbers(x: Any, name: str) -> Tensor:
     array = np.asarray(x)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} has the dtype {array.dtype}; allowed are real numbers")
-    if array.dtype.kind == "u" and array.dtype != np.uint8:  # torch knows few operations on the larger ones
-        array = array.astype(np.int64)
-    return share(array.astype(array.dtype.newbyteorder("="), copy=False))
+    return share(array)
 
 
 @torch.inference_mode(False)
@@ -337,6 +368,13 @@ def training_loss(classifier: PyTorchClassifier) -> nn.CrossEntropyLoss:
     own = copy.copy(own)
     own.reduction = "mean"
     return own
+
+
+def weight_of(classifier: PyTorchClassifier, y: Tensor) -> Tensor:
+    """Return what the mean of :func:`training_loss` divides by: how many labels count, each with its class's weight."""
+    own = training_loss(classifier)
+    weights = torch.ones_like(y, dtype=torch.float32) if own.weight is None else own.weight[y]
+    return (weights * (y != own.ignore_index)).sum()
 
 
 def example(classifier: PyTorchClassifier) -> Tensor:

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from art_wdro._files import write_atomically
+from art_wdro._rows import Rows, parts
 
 FORMAT = 1
 SECONDS = 30.0
@@ -32,10 +34,11 @@ def save(file: Path, kind: str, settings: dict[str, Any], content: dict[str, Any
     whole = {"format": FORMAT, "kind": kind, "settings": settings, "content": content}
 
     def write(temporary: Path) -> None:
-        torch.save(whole, temporary)
+        with temporary.open("wb") as stream:  # torch reads more into a name than is there
+            torch.save(whole, stream)
         try:
-            torch.load(temporary, weights_only=True, mmap=True)
-        except Exception as error:
+            torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
+        except UnpicklingError as error:
             raise ValueError(f"checkpoint cannot hold the state of a custom object: {error}") from error
 
     write_atomically(file, write)
@@ -62,6 +65,8 @@ def load(file: Path, kind: str, settings: dict[str, Any]) -> dict[str, Any] | No
         ) from error
     if not isinstance(whole, dict) or whole.get("format") != FORMAT or whole.get("kind") != kind:
         raise ValueError(f"checkpoint '{file}' is not one of {kind}; give another path")
+    if not isinstance(whole.get("settings"), dict) or not isinstance(whole.get("content"), dict):
+        raise ValueError(f"checkpoint '{file}' lacks a part; delete it to begin anew")
     for name in sorted({*settings, *whole["settings"]}):
         was, now = whole["settings"].get(name), settings.get(name)
         if was != now:
@@ -77,10 +82,12 @@ def fingerprint(*values: Any) -> int:
     """Compute a checksum of tensors; anything else that a state dict may hold counts by its text."""
     checksum = 0
     for value in values:
-        text = repr(value).encode()
-        if isinstance(value, Tensor):
-            text = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        checksum = zlib.crc32(text, checksum)
+        if not isinstance(value, Tensor):
+            checksum = zlib.crc32(repr(value).encode(), checksum)
+            continue
+        rows = Rows(value.detach()[None] if value.dim() == 0 else value.detach(), torch.device("cpu"))
+        for some in parts(len(rows), rows.at_once(len(rows))):
+            checksum = zlib.crc32(rows[some].contiguous().view(-1).view(torch.uint8).numpy().tobytes(), checksum)
     return checksum
 
 

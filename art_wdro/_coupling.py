@@ -107,6 +107,34 @@ def everywhere(value: Any) -> list[Any]:
     return found
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Let no rank go on alone: if the block raises on one of them, it raises on all.
+
+    :raises RuntimeError: On the ranks where the block did not raise.
+    """
+    found: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        found = error
+    failed = [number for number, bad in enumerate(everywhere(found is not None)) if bad]
+    if found is not None:
+        raise found
+    if failed:
+        raise RuntimeError(f"rank {failed[0]} refused its arguments; see its own error")
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Let this process work alone for a while, inside of :func:`sharded`."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 def total(numbers: Tensor) -> Tensor:
     """Sum numbers, (k,), over all ranks."""
     return gathering()(numbers).sum(0)

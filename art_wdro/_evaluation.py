@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
 from art_wdro._attacks import WassersteinPGD
-from art_wdro._coupling import all_rows, is_first, mean, total
+from art_wdro._coupling import all_rows, everywhere, is_first, mean, together, total
 from art_wdro._datasets import as_arrays
 from art_wdro._geometry import displace, project_on_balls
 from art_wdro._knapsack_attack import WassersteinKnapsack
@@ -73,9 +73,10 @@ def evaluate(
     _bridge.require_pytorch(evaluate, classifier)
     p, r = _checks.order(p), _checks.ground_norm(norm)
     eps = _checks.real("eps", eps, 0.0)
-    x, y = as_arrays(x, y)
-    inputs = _bridge.as_inputs(classifier, x)
-    labels = _bridge.as_labels(classifier, y, len(inputs))
+    with together():
+        x, y = as_arrays(x, y)
+        inputs = _bridge.as_inputs(classifier, x)
+        labels = _bridge.as_labels(classifier, y, len(inputs))
     threat: dict[str, Any] = {"norm": r, "eps": eps, "batch_size": batch_size, "verbose": False}
     knapsack = WassersteinKnapsack(classifier, p=p, max_iter=knapsack_iter, **threat)
     step = eps / 20 if eps > 0 else None
@@ -86,7 +87,7 @@ def evaluate(
         "knapsack": knapsack,
     }
     runs: list[tuple[str, float | None, Callable[[], tuple[np.ndarray, float]]]] = [
-        ("none", None, lambda: (inputs.cpu().numpy(), 0.0)),
+        ("none", None, lambda: (_read_only(inputs), 0.0)),
         *((name, attack.p, _runner(attack, inputs, labels)) for name, attack in attacks.items()),
     ]
     if _wants_autoattack(classifier, autoattack):
@@ -127,12 +128,19 @@ def evaluate(
             loss: accuracy_bounds(classifier, inputs, labels, p, r, eps, loss, batch_size) for loss in ("redlr", "ce")
         },
         distances=all_rows(torch.from_numpy(knapsack.distances_))[0].numpy(),
-        warnings=tuple(found),
+        warnings=tuple(dict.fromkeys(text for rank in everywhere(found) for text in rank)),
         arrays=arrays,
     )
     for text in report.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
     return report
+
+
+def _read_only(x: Tensor) -> np.ndarray:
+    """Return the user's own array so that nobody writes to it."""
+    array: np.ndarray = x.cpu().numpy()
+    array.flags.writeable = False
+    return array
 
 
 def _runner(
@@ -177,6 +185,9 @@ def _autoattack_runner(
     classifier: PyTorchClassifier, x: Tensor, labels: Tensor, r: float, eps: float, batch_size: int
 ) -> Callable[[], tuple[np.ndarray, float]]:
     def run() -> tuple[np.ndarray, float]:
+        if len(x) == 0:
+            total(torch.zeros(2, dtype=torch.float64))  # the others count their evaluations
+            return x.numpy(), 0.0
         function = _bridge.logits_of(classifier)
         evaluations = 0
 
@@ -185,7 +196,7 @@ def _autoattack_runner(
             evaluations += len(batch) * batch.requires_grad
             return function(batch)
 
-        with _bridge.undisturbed(classifier):
+        with _bridge.undisturbed(classifier, batch_size):
             cls, device = _autoattack_class(), classifier.device
             quiet = {"verbose": False} if "verbose" in signature(cls).parameters else {}
             attack = cls(counted, norm=NORM_NAMES[r], eps=eps, seed=0, device=str(device), **quiet)
@@ -197,13 +208,14 @@ def _autoattack_runner(
             radii = torch.full((len(x),), eps, dtype=torch.float64, device=device)
             delta = project_on_balls(adversarial.detach() - x.to(device), radii, r)
             adversarial = displace(x.to(device), delta).clamp(0.0, 1.0)
-        return adversarial.cpu().numpy(), evaluations / max(1, len(x))
+        spent, count = total(torch.tensor([evaluations, len(x)], dtype=torch.float64)).tolist()
+        return adversarial.cpu().numpy(), spent / count
 
     return run
 
 
 def _accuracy(classifier: PyTorchClassifier, x: np.ndarray, labels: Tensor, batch_size: int) -> float:
-    with _bridge.undisturbed(classifier):
+    with _bridge.undisturbed(classifier, batch_size):
         predicted = _bridge.predicted_labels(classifier, torch.from_numpy(x), batch_size)
     return mean(predicted.cpu() == labels.cpu())
 
@@ -216,7 +228,7 @@ def _check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch
     found = []
     x, labels = x[:batch_size].to(classifier.device), labels[:batch_size].to(classifier.device)
     function = _bridge.logits_of(classifier)
-    with _bridge.undisturbed(classifier):
+    with _bridge.undisturbed(classifier, batch_size):
         with torch.no_grad():
             first, second = function(x).double(), function(x).double()
         if (first >= 0).all() and (first <= 1).all() and torch.allclose(first.sum(1), first.new_ones(()), atol=1e-4):

@@ -28,7 +28,7 @@ from art_wdro import _bridge, _checks
 from art_wdro import _checkpoint as checkpoints
 from art_wdro._attacks import WassersteinPGD
 from art_wdro._checkpoint import fingerprint, random_state, set_random_state
-from art_wdro._coupling import everywhere, is_first, mine, rank, ranks, shards, total
+from art_wdro._coupling import apart, everywhere, is_first, mine, rank, ranks, shards, together, total
 from art_wdro._datasets import as_arrays
 from art_wdro._metrics import adversarial_accuracy
 from art_wdro._minibatches import Batch, Generated, Minibatches, Shuffled
@@ -143,9 +143,10 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         _refuse_unknown("fit", kwargs, allowed)
         batch_size = _checks.integer("batch_size", batch_size, 1)
         drop_last = _checks.flag("drop_last", drop_last)
-        x, y = as_arrays(x, y)
-        inputs = _bridge.as_inputs(self._classifier, x)
-        labels = _bridge.as_labels(self._classifier, y, len(inputs)).to(inputs.device)
+        with together():
+            x, y = as_arrays(x, y)
+            inputs = _bridge.as_inputs(self._classifier, x)
+            labels = _bridge.as_labels(self._classifier, y, len(inputs)).to(inputs.device)
         minibatches = Shuffled(inputs, labels, batch_size, drop_last, _checks.seed(self._seed))
         self._train(minibatches, nb_epochs, scheduler, validation_data, on_epoch, checkpoint)
 
@@ -194,10 +195,13 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         self.history, self.best_epoch, self.final_state = [], None, None
         self._begin(minibatches.sample if minibatches.resamples else None)
         settings = self._identity(minibatches, validation, scheduler)
-        saved = None if file is None else checkpoints.load(file, type(self).__name__, settings)
+        with together():
+            self._check_ranks(settings, file)
+            saved = None if file is None else checkpoints.load(file, type(self).__name__, settings)
         best = None if saved is None else self._restore(saved, minibatches, scheduler, nb_epochs)
         done = len(self.history)
         with (
+            torch.inference_mode(False),
             _bridge.restored(self._classifier),
             synchronised_norms(_bridge.network(self._classifier), shards(), self._sync_batch_norm),
             tqdm(
@@ -225,7 +229,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
                 if file is not None:
                     self._save(file, settings, minibatches, scheduler, best)
                 if on_epoch is not None and is_first():
-                    on_epoch(record, is_best)
+                    with apart():
+                        on_epoch(record, is_best)
+                everywhere(None)
         if nb_epochs > 0:
             self.final_state = self._state()
             self.best_epoch = nb_epochs - 1 if best is None else self.best_epoch
@@ -251,7 +257,6 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             count += len(x)
         if count == 0:
             raise FloatingPointError(f"no batch of epoch {number} has a finite loss and gradient")
-        # every total becomes a number here, once an epoch, so that no batch waits for the device
         *sums, whole = total(torch.stack([*(figure.double().cpu() for figure in totals.values()), torch.tensor(count)]))
         return {
             "epoch": number,
@@ -289,20 +294,36 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         self, minibatches: Minibatches, validation: Batch | None, scheduler: LRScheduler | None
     ) -> dict[str, Any]:
         """Return what a checkpoint must have been made with for this run to go on from it."""
-        network = _bridge.network(self._classifier)
-        shapes = [
-            [name, list(value.shape)] for name, value in network.state_dict().items() if isinstance(value, Tensor)
+        network, optimiser = _bridge.network(self._classifier), _bridge.optimiser(self._classifier)
+        # a scheduler may have changed the rate already, and notes the first one
+        left_out = [{"params", "lr"} if "initial_lr" in group else {"params"} for group in optimiser.param_groups]
+        groups = [
+            {k: v for k, v in group.items() if k not in names}
+            for group, names in zip(optimiser.param_groups, left_out, strict=True)
         ]
         return {
             **self._settings(),
-            "network": [type(network).__name__, *shapes],
+            **_bridge.identity(self._classifier),
+            "weights": [[k, list(v.shape)] for k, v in network.state_dict().items() if isinstance(v, Tensor)],
             "trained": [name for name, weight in network.named_parameters() if weight.requires_grad],
-            "optimiser": type(_bridge.optimiser(self._classifier)).__name__,
+            "optimiser": [type(optimiser).__name__, repr(groups)],
             "scheduler": None if scheduler is None else type(scheduler).__name__,
             "data": minibatches.identity(),
             "validation": None if validation is None else everywhere([len(validation[0]), fingerprint(*validation)]),
             "ranks": ranks(),
         }
+
+    def _check_ranks(self, settings: dict[str, Any], file: Path | None) -> None:
+        """Refuse ranks that would not train the same run."""
+        own = settings, file is not None and file.exists()
+        for number, other in enumerate(everywhere(own)):
+            differ = sorted(name for name in settings if other[0].get(name) != settings[name])
+            if differ:
+                raise ValueError(
+                    f"rank {number} differs in {', '.join(differ)}; all ranks must give fit the same arguments"
+                )
+            if other[1] != own[1]:
+                raise ValueError(f"checkpoint '{file}' is seen by some ranks only; give a path that all of them share")
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that two runs must share to be the same, as plain values."""
@@ -346,13 +367,23 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         """Take over a checkpoint, and return the weights of its best epoch, if it has one."""
         if len(saved["history"]) > nb_epochs:
             raise ValueError(f"nb_epochs is {nb_epochs}; allowed is at least the checkpoint's {len(saved['history'])}")
-        _bridge.network(self._classifier).load_state_dict(saved["network"])
-        _bridge.optimiser(self._classifier).load_state_dict(saved["optimiser"])
-        if scheduler is not None:
-            scheduler.load_state_dict(saved["scheduler"])
-        self._resume(saved["progress"])
-        self.history, self.best_epoch = saved["history"], saved["best_epoch"]
-        minibatches.set_state(saved["order"])
+        network, optimiser = _bridge.network(self._classifier), _bridge.optimiser(self._classifier)
+        before = self._state(), copy.deepcopy(optimiser.state_dict())
+        schedule = None if scheduler is None else copy.deepcopy(scheduler.state_dict())
+        try:
+            network.load_state_dict(saved["network"])
+            optimiser.load_state_dict(saved["optimiser"])
+            if scheduler is not None:
+                scheduler.load_state_dict(saved["scheduler"])
+            self._resume(saved["progress"])
+            minibatches.set_state(saved["order"])
+            self.history, self.best_epoch = saved["history"], saved["best_epoch"]
+        except Exception as error:
+            network.load_state_dict(before[0])
+            optimiser.load_state_dict(before[1])
+            if scheduler is not None and schedule is not None:
+                scheduler.load_state_dict(schedule)
+            raise ValueError(f"checkpoint does not fit this run ({error}); give another path") from error
         best: dict[str, Any] | None = saved["best"]
         return best
 

@@ -111,10 +111,11 @@ def least_distances(
     earlier = None if saved is None else saved.load()
     if earlier is not None:
         done, gradients, distances = earlier["done"], earlier["gradients"], earlier["distances"].to(distances)
+        chosen = earlier["chosen"].to(chosen)  # a near-tie may change sides on another machine
         nearest.fill(earlier["nearest"])
 
     def state() -> dict[str, Any]:
-        figures = {"done": number + 1, "gradients": gradients, "distances": distances}
+        figures = {"done": number + 1, "gradients": gradients, "distances": distances, "chosen": chosen}
         return figures | {"nearest": nearest.whole()}
 
     for number, rows in enumerate(progress([chosen[part] for part in parts(len(chosen), batch_size)])):

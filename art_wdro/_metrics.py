@@ -13,8 +13,8 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_wdro import _bridge, _checks
-from art_wdro._attacks import WassersteinFGM, WassersteinPGD
-from art_wdro._coupling import gathering, mean, shards
+from art_wdro._attacks import WassersteinAttack, WassersteinFGM, WassersteinPGD
+from art_wdro._coupling import gathering, mean, shards, together
 from art_wdro._datasets import as_arrays
 from art_wdro._geometry import power_mean, sample_norms
 from art_wdro._losses import PerSampleLoss, attack_objective
@@ -82,10 +82,11 @@ def sensitivity(
     p, r = _checks.order(p, one=True), _checks.ground_norm(norm)
     batch_size = _checks.integer("batch_size", batch_size, 1)
     objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))
-    x, y = as_arrays(x, y)
-    inputs = _bridge.as_inputs(classifier, x)
-    labels = None if y is None else _bridge.as_labels(classifier, y, len(inputs))
-    with _bridge.undisturbed(classifier):
+    with together():
+        x, y = as_arrays(x, y)
+        inputs = _bridge.as_inputs(classifier, x)
+        labels = None if y is None else _bridge.as_labels(classifier, y, len(inputs))
+    with _bridge.undisturbed(classifier, batch_size):
         if labels is None:
             labels = _bridge.predicted_labels(classifier, inputs, batch_size)
         batches = ((x, y) for _, x, y in _bridge.batches_of(classifier, batch_size, inputs, labels))
@@ -141,14 +142,15 @@ def accuracy_bounds(
     """
     _bridge.require_pytorch(accuracy_bounds, classifier)
     loss = _checks.choice("loss", loss, ("redlr", "ce"))
-    x, y = as_arrays(x, y)
-    inputs = _bridge.as_inputs(classifier, x)
-    labels = _bridge.as_labels(classifier, y, len(inputs))
+    with together():
+        x, y = as_arrays(x, y)
+        inputs = _bridge.as_inputs(classifier, x)
+        labels = _bridge.as_labels(classifier, y, len(inputs))
     attack = WassersteinFGM(classifier, p, norm, eps, loss, batch_size=batch_size, verbose=False)
     adversarial = torch.from_numpy(attack.generate(inputs, labels))
     slope = sensitivity(classifier, inputs, labels, p, norm, loss, batch_size)
     objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))
-    with _bridge.undisturbed(classifier):
+    with _bridge.undisturbed(classifier, batch_size):
         clean, attacked = (_values(objective, data, labels, batch_size, classifier) for data in (inputs, adversarial))
     accuracy, left = mean(clean.standing), mean(attacked.standing)
     before, after = mean(clean.losses), mean(attacked.losses)
@@ -202,9 +204,10 @@ def adversarial_accuracy(
     :raises TypeError: If `attack` is no evasion attack.
     """
     _bridge.require_pytorch(adversarial_accuracy, classifier)
-    x, y = as_arrays(x, y)
-    inputs = _bridge.as_inputs(classifier, x)
-    labels = _bridge.as_labels(classifier, y, len(inputs))
+    with together():
+        x, y = as_arrays(x, y)
+        inputs = _bridge.as_inputs(classifier, x)
+        labels = _bridge.as_labels(classifier, y, len(inputs))
     if attack is None:
         attack = WassersteinPGD(
             classifier, p=p, norm=norm, eps=eps, max_iter=max_iter, batch_size=batch_size, verbose=verbose
@@ -213,7 +216,9 @@ def adversarial_accuracy(
         raise TypeError(f"attack is {attack!r}; allowed is an EvasionAttack of ART")
     if attack.targeted:
         raise ValueError(f"attack is {attack!r}; allowed is an untargeted one, since y are the true labels")
-    with _bridge.undisturbed(classifier):
-        adversarial = attack.generate(inputs.cpu().numpy(), labels.cpu().numpy())
+    with _bridge.undisturbed(classifier, batch_size):
+        array = inputs.cpu().numpy()
+        own = isinstance(attack, WassersteinAttack)  # another one might write to what it is given
+        adversarial = attack.generate(array if own else array.copy(), labels.cpu().numpy())
         predicted = _bridge.predicted_labels(classifier, torch.from_numpy(adversarial), batch_size)
     return mean(predicted.cpu() == labels.cpu())

@@ -98,7 +98,7 @@ class Shuffled(Minibatches):
     def identity(self) -> list[Any]:
         """Describe the data and how they are cut, in plain values."""
         x = self._x.whole()
-        return [len(x), fingerprint(x[:1], x[-1:], self._y), self._size, len(self)]
+        return [len(x), fingerprint(x, self._y), self._size, len(self)]
 
     def state(self) -> Tensor:
         """Return where the random order stands."""

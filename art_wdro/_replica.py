@@ -35,7 +35,9 @@ def replicated(network: nn.Module, logits_of: Callable[[Tensor], Tensor], ranks:
     forward = Forward(network, logits_of)
     if ranks is None or not any(weight.requires_grad for weight in forward.parameters()):
         return forward
-    replica: nn.Module = DistributedDataParallel(forward, process_group=ranks.group, broadcast_buffers=False)
+    replica: nn.Module = DistributedDataParallel(
+        forward, process_group=ranks.group, broadcast_buffers=False, find_unused_parameters=True
+    )
     return replica
 
 
@@ -60,7 +62,9 @@ def synchronised_norms(network: nn.Module, ranks: Shards | None, wanted: bool) -
         return
     if any(weight.device.type != "cuda" for weight in network.parameters()):
         raise ValueError("sync_batch_norm is True and the network is on the CPU; SyncBatchNorm needs CUDA")
-    norms = {k: m for k, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    norms = {
+        k: m for k, m in network.named_modules(remove_duplicate=False) if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    }
     nn.SyncBatchNorm.convert_sync_batchnorm(network, ranks.group)  # type: ignore[no-untyped-call]
     try:
         yield

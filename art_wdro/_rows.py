@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import tempfile
 import warnings
 import weakref
@@ -29,6 +30,9 @@ COPIES = 4
 """Arrays of the size of the inputs that an attack holds at once, the inputs included."""
 TOUCHED = 2**28
 """Bytes of a mapped file that are worked on before its pages are given back."""
+
+PAGES = 2**16
+"""Bytes of a mapped file that reading a single row may bring in."""
 
 _maps: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
 """Mapped files by their address in memory."""
@@ -54,7 +58,7 @@ class Rows:
 
     def __getitem__(self, some: Some) -> Tensor:
         values = self._values[self._here(some)]
-        self._touch(values)
+        self._touch(values, 1 if isinstance(some, slice) else PAGES)
         return values.to(self.device, non_blocking=True)
 
     def __setitem__(self, some: Some, values: Tensor) -> None:
@@ -108,11 +112,12 @@ class Rows:
     def _here(self, some: Some) -> Some:
         return some if isinstance(some, slice) else some.to(self._values.device)
 
-    def _touch(self, values: Tensor) -> None:
+    def _touch(self, values: Tensor, at_least: int = 1) -> None:
         """Give pages back once enough of them were read or written; their content stays in the file."""
         if self._map is None:
             return
-        self._touched += values.numel() * self._values.element_size()
+        row = math.prod(values.shape[1:]) * self._values.element_size()
+        self._touched += len(values) * max(row, at_least)
         if self._touched > TOUCHED:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
@@ -169,22 +174,48 @@ def share(array: np.ndarray) -> Tensor:
 
     Torch takes no negative strides, and would warn of memory that may not be written to, which nothing here does.
     """
-    if not array.flags.c_contiguous or not (array.flags.writeable or _mapping(array) is not None):
+    mapping = _mapping(array)
+    native = array.dtype.newbyteorder("=")
+    odd = array.dtype.kind == "u" and array.dtype != np.uint8  # torch knows few operations on these
+    if mapping is not None and (odd or array.dtype != native or not array.flags.c_contiguous):
+        return _converted(array)
+    if odd or array.dtype != native:
+        array = array.astype(np.int64 if odd else native)
+    if not array.flags.c_contiguous or not (array.flags.writeable or mapping is not None):
         return torch.from_numpy(array.copy())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         tensor = torch.from_numpy(array)
-    mapping = _mapping(array)
     if mapping is not None:
         _remember(mapping)
+    return tensor
+
+
+def _converted(array: np.ndarray) -> Tensor:
+    """Copy a mapped array that torch cannot share into a mapped file of floats, in parts."""
+    double = array.dtype.kind == "f" and array.dtype.itemsize == 8
+    tensor = mapped_zeros(array.shape, torch.float64 if double else torch.float32)
+    target = Rows(tensor, tensor.device)
+    source = _mapping(array)
+    for some in parts(len(target), target.at_once(len(target))):
+        target[some] = torch.from_numpy(array[some].astype(np.float64 if double else np.float32))
+        if source is not None and some.start % max(1, len(target) // 64) == 0:
+            source.madvise(mmap.MADV_DONTNEED)
     return tensor
 
 
 def mapped_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return zeros in a temporary file, which goes when the last tensor over it does; TMPDIR says where."""
     array: np.ndarray = torch.zeros(0, dtype=dtype).numpy()
+    size = math.prod(shape) * array.itemsize
     with tempfile.TemporaryFile(prefix="art-wdro-") as file:
-        return share(np.memmap(file, array.dtype, "w+", shape=tuple(shape)))
+        if hasattr(os, "posix_fallocate") and size > 0:
+            try:  # writing to a mapped file on a full disk would end the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                where = f"{tempfile.gettempdir()} (TMPDIR)"
+                raise OSError(error.errno, f"no room for a temporary file of {size / 1e9:.1f} GB", where) from error
+        return share(np.memmap(file, array.dtype, "r+" if size > 0 else "w+", shape=tuple(shape)))
 
 
 def mixed(which: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
@@ -210,12 +241,12 @@ def as_float32(values: Tensor) -> Tensor:
 
 
 def _mapping(array: Any) -> mmap.mmap | None:
-    """Return the file that an array is mapped from, if it is and holds every change of the array."""
+    """Return the file that a `numpy.memmap` is mapped from, if it holds every change of the array."""
+    shared = False
     while isinstance(array, np.ndarray):
-        if isinstance(array, np.memmap) and array.mode == "c":
-            return None
+        shared |= isinstance(array, np.memmap) and array.mode in ("r", "r+", "w+")
         array = array.base
-    return array if isinstance(array, mmap.mmap) else None
+    return array if shared and isinstance(array, mmap.mmap) else None
 
 
 def _remember(mapping: mmap.mmap) -> None:

@@ -33,11 +33,13 @@ class Objective:
     :param loss: Maps logits and class indices to per-sample losses, (N,).
     :param targeted: Whether the labels are targets: then a sample stands until it reaches its target,
         otherwise until it leaves its label.
+    :param scale: Factor on the loss inside the backward pass, where half precision would lose small gradients.
     """
 
     logits_of: Callable[[Tensor], Tensor]
     loss: PerSampleLoss
     targeted: bool = False
+    scale: float = 1.0
 
     @property
     def rectified(self) -> bool:
@@ -64,8 +66,8 @@ class Objective:
             value = self._value(x, labels)
             if not value.losses.requires_grad:
                 raise ValueError("the classifier's logits do not depend differentiably on x")
-            (gradient,) = torch.autograd.grad(value.losses.sum(), x)
-        return Value(value.losses.detach(), value.standing), gradient
+            (gradient,) = torch.autograd.grad(self.scale * value.losses.sum(), x)
+        return Value(value.losses.detach(), value.standing), gradient if self.scale == 1.0 else gradient / self.scale
 
     def _value(self, x: Tensor, labels: Tensor) -> Value:
         logits = as_float(self.logits_of(x))

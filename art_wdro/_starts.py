@@ -79,7 +79,7 @@ def _last_layer(classifier: PyTorchClassifier) -> nn.Linear | _ConvNd:
     layers = [m for m in _bridge.network(classifier).modules() if isinstance(m, (nn.Linear, _ConvNd))]
     hooks = [layer.register_forward_hook(record) for layer in layers]
     try:
-        with _bridge.undisturbed(classifier), torch.no_grad():
+        with _bridge.undisturbed(classifier, 1), torch.no_grad():
             _bridge.logits_of(classifier)(_bridge.example(classifier))
     finally:
         for hook in hooks:

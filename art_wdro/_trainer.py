@@ -15,7 +15,7 @@ from torch import Tensor
 
 from art_wdro import _bridge, _checks
 from art_wdro._ascent import Ascent, ascend, step_lengths
-from art_wdro._coupling import count, gathering, ranks, shards
+from art_wdro._coupling import count, gathering, ranks, shards, total
 from art_wdro._fine_tuner import FineTuner
 from art_wdro._geometry import mean_of_sums, merged_sums, power_sums
 from art_wdro._losses import PerSampleLoss, attack_objective
@@ -120,8 +120,9 @@ class DistributionalTRADESTrainer(FineTuner):
         self._precision = _checks.choice("precision", precision, tuple(_bridge.PRECISIONS))
         attacked = _bridge.logits_of(classifier, precision=self._precision)
         self._loss, self._consistency_name = loss, consistency
-        self._objective = Objective(attacked, attack_objective(loss))
-        self._pointwise = Objective(attacked, attack_objective("ce"))
+        scale = _bridge.SCALES.get(self._precision, 1.0)
+        self._objective = Objective(attacked, attack_objective(loss), scale=scale)
+        self._pointwise = Objective(attacked, attack_objective("ce"), scale=scale)
 
     def _begin(self, sample: Callable[[float], Iterator[Batch]] | None) -> None:
         self._running = RunningUpsilon(self._eta, self._p, self._window)
@@ -216,14 +217,17 @@ class DistributionalTRADESTrainer(FineTuner):
                 clean, attacked, *rest = self._forward(*(b for b in (x, adversarial, pointwise) if b is not None))
                 clean_loss = _bridge.training_loss(self._classifier)(clean, y)
                 consistency_loss = self._consistency(clean, attacked)
-                loss = clean_loss + self._beta * consistency_loss
+                loss = self._beta * consistency_loss
                 figures = {"clean_loss": clean_loss, "consistency_loss": consistency_loss}
                 if rest:
                     figures["pointwise_loss"] = self._consistency(clean, rest[0])
                     loss = loss + self._gamma * figures["pointwise_loss"]
                 optimiser.zero_grad()
-                # the replicas' gradients are averaged, whatever share of the minibatch each has
-                (loss * (ranks() * len(x) / count(len(x)))).backward()
+                # the replicas' gradients are averaged, whatever share of the minibatch, and of the weights, each has
+                weighed = _bridge.weight_of(self._classifier, y)
+                share = weighed / total(weighed[None])[0]
+                (ranks() * (share * clean_loss + len(x) / count(len(x)) * loss)).backward()
+                loss = clean_loss.detach() + loss.detach()
             if not self._is_finite(loss, model):
                 optimiser.zero_grad()
                 for buffer, before in zip(model.buffers(), buffers, strict=True):

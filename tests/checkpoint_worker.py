@@ -6,6 +6,7 @@ python checkpoint_worker.py CHECKPOINT RESULT MOMENT [NUMBER]
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -33,9 +34,11 @@ def arm(moment: str, number: int) -> None:
 
         return step
 
-    def half(whole: dict, file: Path) -> None:
-        torch.serialization.save(whole, file)
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    def half(whole: dict, file: io.BytesIO) -> None:
+        content = io.BytesIO()
+        torch.serialization.save(whole, content)
+        file.write(content.getvalue()[: content.tell() // 2])
+        file.flush()
         die()
 
     if moment == "batch":
