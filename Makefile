@@ -25,6 +25,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/attack_speed.py digits --options --json runs/attack_speed_digits.json
 	$(BIN)/python benchmarks/training_speed.py digits --json runs/training_speed_digits.json
 	$(BIN)/python benchmarks/knapsack_speed.py digits --json runs/knapsack_speed_digits.json
+	$(BIN)/python benchmarks/large.py --gigabytes 1 --json runs/large.json
 	$(BIN)/python benchmarks/growth.py --json runs/growth.json --figure runs/growth.png
 	$(BIN)/python benchmarks/upsilon_estimates.py $(ARGS)
 

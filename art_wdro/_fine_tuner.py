@@ -35,6 +35,8 @@ from art_wdro._minibatches import Batch, Generated, Minibatches, Shuffled
 from art_wdro._replica import replicated, synchronised_norms
 
 ON_NONFINITE = ("raise", "skip")
+PARTS = {"network", "optimiser", "scheduler", "progress", "history", "best_epoch", "best", "order", "random"}
+"""What a checkpoint of training holds."""
 
 
 class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
@@ -365,6 +367,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         self, saved: dict[str, Any], minibatches: Minibatches, scheduler: LRScheduler | None, nb_epochs: int
     ) -> dict[str, Any] | None:
         """Take over a checkpoint, and return the weights of its best epoch, if it has one."""
+        lacking = sorted(PARTS - saved.keys())
+        if lacking:
+            raise ValueError(f"checkpoint does not fit this run (it lacks {', '.join(lacking)}); give another path")
         if len(saved["history"]) > nb_epochs:
             raise ValueError(f"nb_epochs is {nb_epochs}; allowed is at least the checkpoint's {len(saved['history'])}")
         network, optimiser = _bridge.network(self._classifier), _bridge.optimiser(self._classifier)

@@ -67,17 +67,28 @@ class Smooth(nn.Module):
         return self.layers(x)
 
 
-def train(batch_size: int, upsilon: str, checkpoint: str | None = None, epochs: int = 2) -> dict[str, np.ndarray]:
+def train(
+    batch_size: int,
+    upsilon: str,
+    checkpoint: str | None = None,
+    epochs: int = 2,
+    weight: torch.Tensor | None = None,
+    samples: int = 103,
+    on_epoch=None,
+) -> dict[str, np.ndarray]:
     """Fine-tune on digits, the whole of which every rank has; the last minibatch is uneven."""
     torch.manual_seed(0)
     model = Smooth()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    classifier = make_classifier(model, (1, 8, 8), 10, optimizer=optimiser)
+    classifier = make_classifier(
+        model, (1, 8, 8), 10, optimizer=optimiser, loss=nn.CrossEntropyLoss(weight, label_smoothing=0.1)
+    )
     trainer = DistributionalTRADESTrainer(
         classifier, eps=0.1, max_iter=3, seed=3, upsilon=upsilon, gamma=0.5, sample_fraction=0.25, verbose=False
     )
     (x, y), (x_test, y_test) = digits()
-    trainer.fit(x[:103], y[:103], (x_test[:50], y_test[:50]), batch_size, epochs, checkpoint=checkpoint)
+    settings = {"batch_size": batch_size, "nb_epochs": epochs, "checkpoint": checkpoint, "on_epoch": on_epoch}
+    trainer.fit(x[:samples], y[:samples], (x_test[:50], y_test[:50]), **settings)
     found = {name: value.numpy() for name, value in model.state_dict().items()}
     names = ("loss", "upsilon", "budget_ratio", "pointwise_loss", "train_adversarial_accuracy", "wp_accuracy")
     return found | {"history": np.array([[record[name] for name in names] for record in trainer.history])}
@@ -101,6 +112,27 @@ def main() -> None:
         with sharded():
             found = train(24 // ranks, "streaming")
             found |= {f"resampled {name}": value for name, value in train(24 // ranks, "resample").items()}
+    elif case == "weighted":
+        with sharded():
+            found = train(24 // ranks, "streaming", weight=torch.arange(1.0, 11.0))
+    elif case == "refused":
+        x, y = problem.x[mine].copy(), problem.y[mine]
+        x[0] = np.nan if rank == 1 else x[0]
+        said = []
+        with sharded():
+            for call in (lambda: attack(x, y), lambda: sensitivity(problem.classifier, x, y)):
+                try:
+                    call()
+                except (ValueError, RuntimeError) as error:
+                    said.append(str(error))
+            try:
+                train(24 // ranks, "streaming", samples=103 - rank)
+            except ValueError as error:
+                said.append(str(error))
+            figures = []
+            train(24 // ranks, "streaming", on_epoch=lambda *_: figures.append(sensitivity(*problem)))
+            both = sensitivity(problem.classifier, problem.x[mine], problem.y[mine])  # the ranks are still together
+        found = {"said": np.array(said), "figures": np.array(figures), "both": np.array(both)}
     elif case == "resume":
         with sharded():
             train(24 // ranks, "streaming", str(folder / "run.ckpt"), epochs=1)

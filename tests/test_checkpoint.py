@@ -87,7 +87,7 @@ def test_a_finished_run_only_reads(digits_classifier, tmp_path):
         ({"upsilon": "resample"}, {}, "upsilon = 'streaming', and now it is 'resample'"),
         ({"loss": "ce"}, {}, "loss = 'redlr', and now it is 'ce'"),
         ({}, {"batch_size": 16}, "was made with data = "),
-        ({}, {"x": X[64:128]}, "was made with data = "),
+        ({}, {"x": np.concatenate([X[:30], X[90:91], X[31:64]])}, "was made with data = "),
         ({}, {"y": Y[:64][::-1].copy()}, "was made with data = "),
         ({}, {"validation_data": (X_TEST[:9], Y_TEST[:9])}, "was made with validation = "),
         ({}, {"nb_epochs": 1}, "nb_epochs is 1; allowed is at least the checkpoint's 2"),
@@ -101,6 +101,48 @@ def test_a_checkpoint_of_another_run_is_refused(digits_classifier, tmp_path, set
     with pytest.raises(ValueError, match=message):
         trainer(digits_classifier, **settings).fit(**given | arguments)
     assert_same(dict(digits_classifier.model.state_dict()), weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.optimizer.param_groups[0].update(lr=0.5), "was made with optimiser = "),
+        (lambda c: c.optimizer.param_groups[0].update(momentum=0.5), "was made with optimiser = "),
+        (lambda c: setattr(c.model, "dropout", torch.nn.Dropout(0.3)), "was made with network = "),
+        (lambda c: c.model.head.weight.requires_grad_(False), "was made with trained = "),
+        (lambda c: setattr(c.loss, "label_smoothing", 0.1), "was made with loss of the classifier = "),
+        (lambda c: setattr(c, "_clip_values", np.float32([0, 2])), "was made with clip_values = "),
+        (lambda c: c.optimizer.add_param_group({"params": [torch.zeros(1)]}), "was made with optimiser = "),
+    ],
+)
+def test_a_checkpoint_of_another_classifier_is_refused(digits_classifier, tmp_path, change, message):
+    given = {"x": X[:64], "y": Y[:64], "batch_size": 32, "nb_epochs": 1, "checkpoint": tmp_path / "run.ckpt"}
+    trainer(digits_classifier).fit(**given)
+    change(digits_classifier)
+    weights = {k: v.clone() for k, v in digits_classifier.model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        trainer(digits_classifier).fit(**given)
+    assert_same(dict(digits_classifier.model.state_dict()), weights)
+
+
+@pytest.mark.parametrize("part", ["network", "optimiser", "scheduler", "progress", "history", "order"])
+def test_a_checkpoint_that_lacks_a_part_changes_nothing(digits_classifier, tmp_path, part):
+    file = tmp_path / "bare-name"
+    scheduler = torch.optim.lr_scheduler.StepLR(digits_classifier.optimizer, 1)
+    given = {"x": X[:64], "y": Y[:64], "batch_size": 32, "nb_epochs": 1, "checkpoint": file, "scheduler": scheduler}
+    trainer(digits_classifier).fit(**given)
+    whole = torch.load(file, weights_only=True)
+    del whole["content"][part]
+    with file.open("wb") as stream:
+        torch.save(whole, stream)
+    with torch.no_grad():
+        digits_classifier.model.head.weight.add_(1.0)
+    weights = {k: v.clone() for k, v in digits_classifier.model.state_dict().items()}
+    rate = digits_classifier.optimizer.param_groups[0]["lr"]
+    with pytest.raises(ValueError, match="checkpoint does not fit this run"):
+        trainer(digits_classifier).fit(**given)
+    assert_same(dict(digits_classifier.model.state_dict()), weights)
+    assert digits_classifier.optimizer.param_groups[0]["lr"] == rate
 
 
 class Malicious:
@@ -209,6 +251,10 @@ def test_an_attack_on_something_else_is_refused(tmp_path, monkeypatch):
     hook.remove()
     with pytest.raises(ValueError, match="was made with data = "):
         attack.generate(problem.x, (problem.y + 1) % 5, checkpoint=file)
+    other = problem.x.copy()
+    other[30] = 0.5
+    with pytest.raises(ValueError, match="was made with data = "):
+        attack.generate(other, problem.y, checkpoint=file)
     with pytest.raises(ValueError, match="is not one of WassersteinKnapsack"):
         WassersteinKnapsack(problem.classifier, verbose=False).generate(problem.x, problem.y, checkpoint=file)
     attack.set_params(eps=0.06)

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, WassersteinPGD
+from art_wdro import (
+    DistributionalTRADESTrainer,
+    WassersteinKnapsack,
+    WassersteinPGD,
+    adversarial_accuracy,
+    sensitivity,
+)
+from art_wdro._losses import attack_objective
 from tests.conftest import NORMS, ORDERS, digits, linear_problem
 
 (X, Y), _ = digits()
@@ -46,11 +53,23 @@ def poisoned_trainer(classifier, value, gradient, **settings):
 def test_training_stops_and_names_the_batch(digits_classifier, tmp_path, value, gradient):
     trainer, data = poisoned_trainer(digits_classifier, value, gradient)
     what = "gradient is not finite" if gradient else "loss is (nan|inf)"
-    with pytest.raises(FloatingPointError, match=rf"the {what} in epoch 0, batch [0-2], and the weights are still"):
-        trainer.fit(*data, batch_size=32, nb_epochs=2, checkpoint=tmp_path / "run.ckpt")
-    for values in digits_classifier.model.state_dict().values():
-        assert torch.isfinite(values).all()
-    assert not (tmp_path / "run.ckpt").exists()
+    poisoned, file = digits_classifier._model._model, tmp_path / "run.ckpt"
+    poisoned.marker = -1.0
+    trainer.fit(*data, batch_size=32, nb_epochs=1, checkpoint=file)
+    saved = file.read_bytes()
+    poisoned.marker = 0.123
+    update, before = trainer._update, {}
+
+    def watched(*arguments):
+        before.update({k: v.clone() for k, v in digits_classifier.model.state_dict().items()})
+        return update(*arguments)
+
+    trainer._update = watched
+    with pytest.raises(FloatingPointError, match=rf"the {what} in epoch 1, batch [0-2], and the weights are still"):
+        trainer.fit(*data, batch_size=32, nb_epochs=2, checkpoint=file)
+    for name, values in digits_classifier.model.state_dict().items():
+        assert torch.equal(values, before[name])
+    assert file.read_bytes() == saved
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -89,6 +108,15 @@ def test_one_samples_nan_stays_its_own(value, gradient, norm, p, loss):
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(found[7], x[7])
     assert (found[others] != x[others]).any()
+    if gradient:  # as if the loss were flat at that sample
+        flat = lambda logits, labels: torch.where(  # noqa: E731
+            torch.arange(len(logits)) == 7, logits.sum(1) * 0.0, attack_objective(loss)(logits, labels)
+        )
+        poisoned.marker = -1.0
+        reference = WassersteinPGD(problem.classifier, p, norm, eps=0.05, loss=flat, max_iter=4, verbose=False)
+        expected = reference.generate(x, problem.y)
+        poisoned.marker = 0.5
+        np.testing.assert_allclose(found[others], expected[others], atol=1e-5)
     knapsack = WassersteinKnapsack(problem.classifier, p, norm, eps=0.05, max_iter=20, verbose=False)
     assert np.isfinite(knapsack.generate(x, problem.y)).all()
     poisoned.marker = -1.0
@@ -109,5 +137,8 @@ def test_exhausted_memory_names_the_batch_size(digits_classifier):
     attack = WassersteinPGD(digits_classifier, batch_size=77, verbose=False)
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"batch_size is 77, too much .*; lower it\. CUDA out"):
         attack.generate(X[:5], Y[:5])
+    for figure in (sensitivity, adversarial_accuracy):
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="batch_size is 33, too much"):
+            figure(digits_classifier, X[:5], Y[:5], batch_size=33)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="batch_size is 5, too much"):
         DistributionalTRADESTrainer(digits_classifier, verbose=False).fit(X[:5], Y[:5], nb_epochs=1)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import subprocess
 import sys
 
@@ -74,6 +76,49 @@ def test_a_mapped_file_of_bytes(tmp_path):
     x = np.load(tmp_path / "x.npy", mmap_mode="r")
     attack = WassersteinPGD(problem.classifier, eps=5, verbose=False)
     np.testing.assert_array_equal(attack.generate(x, problem.y), attack.generate(x.astype(np.float32), problem.y))
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", np.uint16, np.float64])
+@pytest.mark.parametrize("step", [1, 2])
+def test_mapped_files_that_torch_cannot_share(tmp_path, dtype, step):
+    problem = linear_problem(clip_values=(0, 255))
+    np.save(tmp_path / "x.npy", np.round(255 * problem.x).astype(dtype))
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")[::step]
+    attack = WassersteinPGD(problem.classifier, eps=5, verbose=False)
+    expected = attack.generate(np.array(x, dtype=np.float32), problem.y[::step])
+    np.testing.assert_array_equal(attack.generate(x, problem.y[::step]), expected)
+
+
+@pytest.mark.parametrize("kind", ["anonymous", "copy on write"])
+def test_private_mappings_keep_what_was_written_to_them(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(_rows, "TOUCHED", 500)
+    problem = linear_problem()
+    size = problem.x.nbytes
+    (tmp_path / "x").write_bytes(bytes(size))
+    with (tmp_path / "x").open("rb") as file:
+        access = {"access": mmap.ACCESS_COPY} if kind == "copy on write" else {"flags": mmap.MAP_PRIVATE}
+        private = mmap.mmap(-1 if kind == "anonymous" else file.fileno(), size, **access)
+    x = np.ndarray(problem.x.shape, np.float32, buffer=private)
+    x[:] = problem.x
+    attack = WassersteinPGD(problem.classifier, eps=0.1, batch_size=7, verbose=False)
+    np.testing.assert_array_equal(attack.generate(x, problem.y), attack.generate(problem.x, problem.y))
+    np.testing.assert_array_equal(x, problem.x)
+
+
+def test_a_full_disk_is_an_error_that_names_tmpdir(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"no room for a temporary file of 4.0 GB: '.*\(TMPDIR\)'"):
+        _rows.mapped_zeros((10**9,), torch.float32)
+
+
+def test_the_users_own_array_cannot_be_written_through_a_report():
+    classifier, x, y = linear_problem()
+    report = evaluate(classifier, x, y, eps=0.03, knapsack_iter=20, keep_arrays=True, verbose=False)
+    with pytest.raises(ValueError, match="read-only"):
+        report.arrays["none"][0] = 0.0
 
 
 def test_bad_values_of_a_mapped_file_are_found(tmp_path):

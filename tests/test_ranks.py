@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
 from art_wdro import sharded
@@ -65,6 +66,26 @@ def test_training_over_ranks_equals_training_alone(tmp_path, ranks):
         for name, value in expected.items():
             np.testing.assert_allclose(part[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
             np.testing.assert_array_equal(part[name], found[0][name], err_msg=name)
+
+
+def test_class_weights_count_over_all_ranks(tmp_path):
+    found = run(tmp_path, 3, "weighted")
+    for name, value in rank_worker.train(24, "streaming", weight=torch.arange(1.0, 11.0)).items():
+        if name != "history":
+            np.testing.assert_allclose(found[0][name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_what_one_rank_refuses_all_refuse(tmp_path):
+    first, second = run(tmp_path, 2, "refused")
+    assert list(first["said"][:2]) == ["rank 1 refused its arguments; see its own error"] * 2
+    assert all("x holds NaN or inf (first in sample 0)" in text for text in second["said"][:2])
+    assert first["said"][2] == "rank 1 differs in data; all ranks must give fit the same arguments"
+    assert second["said"][2] == "rank 0 differs in data; all ranks must give fit the same arguments"
+    problem = rank_worker.linear_problem()
+    upsilon = rank_worker.sensitivity(*problem)
+    assert first["figures"] == pytest.approx([upsilon] * 2)  # on_epoch, on the first rank alone
+    assert len(second["figures"]) == 0
+    assert [float(first["both"]), float(second["both"])] == pytest.approx([upsilon] * 2)
 
 
 def test_a_checkpoint_over_ranks_goes_on(tmp_path):
