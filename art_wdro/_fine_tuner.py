@@ -22,6 +22,7 @@ from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
@@ -125,8 +126,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
 
         :param x: Training inputs, (N, ...), or a `Dataset` or `DataLoader` of torch, which is read once.
         :param y: Labels as indices or one-hot rows; None where x brings them.
-        :param validation_data: Pair of inputs and labels to select the epoch on; without it the
-            classifier keeps the last epoch's weights.
+        :param validation_data: Pair of inputs and labels, or a data set of torch, to select the epoch on; without it
+            the classifier keeps the last epoch's weights.
         :param batch_size: Samples in a minibatch, on each rank.
         :param nb_epochs: Number of epochs.
         :param scheduler: Any learning rate scheduler of torch, stepped after each epoch. ReduceLROnPlateau
@@ -270,6 +271,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         }
 
     def _check_validation(self, data: tuple[Any, Any]) -> Batch:
+        data = as_arrays(data, None) if isinstance(data, (Dataset, DataLoader)) else data
         if not isinstance(data, (tuple, list)) or len(data) != 2:
             raise ValueError(f"validation_data is a {type(data).__name__}; allowed is a pair of inputs and labels")
         x = _bridge.as_inputs(self._classifier, data[0], "validation_data[0]")

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
-from art_wdro._attacks import WassersteinAttack
+from art_wdro._attack_base import WassersteinAttack
 from art_wdro._checkpoint import Progress
 from art_wdro._coupling import all_rows, total
 from art_wdro._knapsack import fill

@@ -13,7 +13,8 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_wdro import _bridge, _checks
-from art_wdro._attacks import WassersteinAttack, WassersteinFGM, WassersteinPGD
+from art_wdro._attack_base import WassersteinAttack
+from art_wdro._attacks import WassersteinFGM, WassersteinPGD
 from art_wdro._coupling import gathering, mean, shards, together
 from art_wdro._datasets import as_arrays
 from art_wdro._geometry import power_mean, sample_norms

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """An attack on one data set by several ranks, each on its shard with one thread.
 
-    for n in 1 2; do torchrun --standalone --nproc-per-node $n benchmarks/ranks.py cifar10 --data-dir DIR; done
+for n in 1 2; do torchrun --standalone --nproc-per-node $n benchmarks/ranks.py cifar10 --data-dir DIR; done
 """
 
 from __future__ import annotations

@@ -160,6 +160,14 @@ def test_training_on_a_mapped_file_and_on_a_data_set(digits_classifier, tmp_path
     assert not np.array_equal(found[0], start["head.weight"])
 
 
+def test_validation_on_a_data_set(digits_classifier):
+    held = TensorDataset(torch.from_numpy(X[100:140]), torch.from_numpy(Y[100:140]))
+    for validation in ((X[100:140], Y[100:140]), held):
+        trainer = DistributionalTRADESTrainer(digits_classifier, max_iter=2, seed=0, verbose=False)
+        trainer.fit(X[:32], Y[:32], validation, nb_epochs=1)
+        assert trainer.history[0]["wp_accuracy"] is not None
+
+
 class Plain(Dataset):
     """Inputs without labels."""
 
