@@ -87,7 +87,7 @@ def evaluate(
         "knapsack": knapsack,
     }
     runs: list[tuple[str, float | None, Callable[[], tuple[np.ndarray, float]]]] = [
-        ("none", None, lambda: (_read_only(inputs), 0.0)),
+        ("none", None, lambda: (inputs.cpu().numpy(), 0.0)),
         *((name, attack.p, _runner(attack, inputs, labels)) for name, attack in attacks.items()),
     ]
     if _wants_autoattack(classifier, autoattack):
@@ -102,10 +102,12 @@ def evaluate(
         accuracy = _accuracy(classifier, adversarial, labels, batch_size)
         spent = 0.0 if order is None else wasserstein_distance(inputs, adversarial, order, r)
         rows.append(Row(name, order, accuracy, spent, seconds, gradients))
+        shown = adversarial.view()
+        shown.flags.writeable = order is not None  # without an attack it is the user's own
         if keep_arrays:
-            arrays[name] = adversarial
+            arrays[name] = shown
         if on_row is not None:
-            on_row(rows[-1], adversarial)
+            on_row(rows[-1], shown)
 
     for name, order, run in tqdm(runs, desc="evaluate", leave=False, disable=not (verbose and is_first())):
         started = time.perf_counter()
@@ -134,13 +136,6 @@ def evaluate(
     for text in report.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
     return report
-
-
-def _read_only(x: Tensor) -> np.ndarray:
-    """Return the user's own array so that nobody writes to it."""
-    array: np.ndarray = x.cpu().numpy()
-    array.flags.writeable = False
-    return array
 
 
 def _runner(

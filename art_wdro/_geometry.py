@@ -243,8 +243,11 @@ def project_on_balls(delta: Tensor, radii: Tensor, r: float) -> Tensor:
         count = torch.arange(1, size.shape[1] + 1, device=size.device)
         active = (descending * count > excess).sum(1, keepdim=True).clamp(min=1)
         threshold = excess.gather(1, active - 1) / active
-        shrunk = (flat.sign() * (size - threshold).clamp(min=0.0)).to(flat.dtype)
-        return torch.where(inside[:, None], flat, shrunk).view_as(delta)
+        left = (size - threshold).clamp(min=0.0)
+        # where the ball is tiny beside delta, the difference has lost the digits that tell it from the radius
+        total = left.sum(1)
+        left *= torch.where(total > radii, radii / torch.where(total > 0, total, 1.0), 1.0)[:, None]
+        return torch.where(inside[:, None], flat, (flat.sign() * left).to(flat.dtype)).view_as(delta)
     raise NotImplementedError(f"no projection on a ball of the ground norm l_{r}")
 
 

@@ -73,7 +73,7 @@ def problems(draw) -> tuple[Problem, object, tuple[float, float] | None]:
         y = (predicted + (form == "all wrong")) % classes
     labels = None if form == "predicted" else np.eye(classes)[y] if form == "one-hot" else y
     event(f"{form}, {kind}")
-    return Problem(classifier, np.array(given, dtype=np.float32), labels), given, bounds
+    return Problem(classifier, np.asarray(given, dtype=np.float32).copy(), labels), given, bounds
 
 
 BUDGETS = st.one_of(st.just(0.0), st.sampled_from([1e-12, 1e-6, 1e3, 1e8]), st.floats(1e-3, 2.0))

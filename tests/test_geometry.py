@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -81,6 +81,7 @@ def test_large_orders_neither_overflow_nor_underflow():
 
 
 @settings(max_examples=200)
+@example(np.array([[0.0, 65.0]], dtype=np.float32), 1.0, math.inf, 1e-9)
 @given(ARRAYS, NORMS, ORDERS, st.floats(0, 300))
 def test_projection_is_feasible_idempotent_and_leaves_feasible_points(array, r, p, eps):
     delta = torch.from_numpy(array)
