@@ -152,7 +152,10 @@ def test_interrupt_leaves_what_was_finished(folder):
     command = [sys.executable, "-m", "art_wdro", "finetune", *MODELS[2], "--data", "digits.npz", "--out", "tuned.pth"]
     command += ["--epochs", "100000", "--batch-size", "32", "--max-iter", "2", "--validation", "20", "--json", "t.json"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    # whoever runs the tests in the background may have had SIGINT ignored, which children inherit
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 120
     while not Path("t.json").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
