@@ -18,7 +18,7 @@ from art.summary_writer import SummaryWriter
 from torch import Tensor
 
 from art_wdro import _bridge, _checks
-from art_wdro._checkpoint import Progress, fingerprint
+from art_wdro._checkpoint import Progress, described, fingerprint
 from art_wdro._coupling import is_first, shards, together
 from art_wdro._datasets import as_arrays
 from art_wdro._rows import placed
@@ -135,7 +135,7 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
     def _progress(self, file: Path, x: Tensor, labels: Tensor, mask: Tensor | None) -> Progress:
         """Return the checkpoint of this attack on these data."""
         names = sorted({*self.attack_params} - {"verbose", "summary_writer"})
-        parameters = {name: repr(getattr(self, name)).split(" at 0x")[0] for name in names}
+        parameters = {name: described(getattr(self, name)) for name in names}
         weights = _bridge.network(self.estimator).state_dict().values()
         identity = _bridge.identity(self.estimator) | {
             "samples": len(x),

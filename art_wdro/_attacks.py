@@ -18,7 +18,6 @@ from art_wdro._attack_base import WassersteinAttack
 from art_wdro._checkpoint import Progress
 from art_wdro._coupling import gathering
 from art_wdro._losses import PerSampleLoss, attack_objective
-from art_wdro._sensitivity import Objective
 
 PATH_LENGTHS = {"constant": 1.875, "linear": 4.0}
 """Total length of the default steps in budgets, by schedule.
@@ -72,14 +71,8 @@ class WassersteinAscent(WassersteinAttack):
         attack_objective(self.loss)
 
     def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
-        objective = attack_objective(self.loss, self.targeted)
         ascent = ascend(
-            Objective(
-                _bridge.logits_of(self.estimator, precision=self.precision),
-                objective,
-                self.targeted,
-                _bridge.SCALES.get(self.precision, 1.0),
-            ),
+            _bridge.objective_of(self.estimator, self.loss, targeted=self.targeted, precision=self.precision),
             x,
             labels,
             p=self.p,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 import random
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -22,10 +21,11 @@ from art.exceptions import EstimatorError
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 
-from art_wdro._checkpoint import fingerprint
+from art_wdro._checkpoint import described, fingerprint
 from art_wdro._coupling import shards
-from art_wdro._losses import class_indices
+from art_wdro._losses import PerSampleLoss, attack_objective, class_indices
 from art_wdro._rows import Rows, as_float32, parts, share
+from art_wdro._sensitivity import Objective
 
 
 def require_pytorch(owner: type | Callable[..., object], classifier: object) -> None:
@@ -226,16 +226,11 @@ def identity(classifier: PyTorchClassifier) -> dict[str, Any]:
     clip, loss = classifier.clip_values, classifier.loss
     held = [*loss.state_dict().values(), getattr(loss, "label_smoothing", 0.0)] if isinstance(loss, nn.Module) else []
     return {
-        "loss of the classifier": [_described(loss), fingerprint(*held)],
+        "loss of the classifier": [described(loss), fingerprint(*held)],
         "network": fingerprint(repr(network(classifier))),
-        "preprocessing": [_described(operation) for operation in classifier.preprocessing_operations],
+        "preprocessing": [described(operation) for operation in classifier.preprocessing_operations],
         "clip_values": None if clip is None else [np.asarray(bound, dtype=float).tolist() for bound in clip],
     }
-
-
-def _described(operation: object) -> str:
-    """Describe a preprocessing step without the address that a default repr ends on."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(operation))
 
 
 def as_numbers(x: Any, name: str) -> Tensor:
@@ -375,6 +370,19 @@ def weight_of(classifier: PyTorchClassifier, y: Tensor) -> Tensor:
     own = training_loss(classifier)
     weights = torch.ones_like(y, dtype=torch.float32) if own.weight is None else own.weight[y]
     return (weights * (y != own.ignore_index)).sum()
+
+
+def objective_of(
+    classifier: PyTorchClassifier, loss: str | PerSampleLoss, *, targeted: bool = False, precision: str = "float32"
+) -> Objective:
+    """Return what an attack on the classifier ascends.
+
+    :param loss: As for :class:`WassersteinPGD`.
+    :param targeted: Whether labels are targets.
+    :param precision: A name in `PRECISIONS`.
+    """
+    function = logits_of(classifier, precision=precision)
+    return Objective(function, attack_objective(loss, targeted), targeted, SCALES.get(precision, 1.0))
 
 
 def example(classifier: PyTorchClassifier) -> Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 import zlib
 from collections.abc import Callable
@@ -89,6 +90,11 @@ def fingerprint(*values: Any) -> int:
         for some in parts(len(rows), rows.at_once(len(rows))):
             checksum = zlib.crc32(rows[some].contiguous().view(-1).view(torch.uint8).numpy().tobytes(), checksum)
     return checksum
+
+
+def described(value: object) -> str:
+    """Describe an object in words that another process would use too: without the address that a default repr has."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 class Progress:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import abc
 import copy
+import gc
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from tqdm.auto import tqdm
 from art_wdro import _bridge, _checks
 from art_wdro import _checkpoint as checkpoints
 from art_wdro._attacks import WassersteinPGD
-from art_wdro._checkpoint import fingerprint, random_state, set_random_state
+from art_wdro._checkpoint import described, fingerprint, random_state, set_random_state
 from art_wdro._coupling import apart, everywhere, is_first, mine, rank, ranks, shards, together, total
 from art_wdro._datasets import as_arrays
 from art_wdro._metrics import adversarial_accuracy
@@ -197,7 +199,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         validation = None if validation_data is None else self._check_validation(validation_data)
         self.history, self.best_epoch, self.final_state = [], None, None
         self._begin(minibatches.sample if minibatches.resamples else None)
-        settings = self._identity(minibatches, validation, scheduler)
+        # what describes a run reads all of its data, so only who compares runs asks for it
+        compared = file is not None or shards() is not None
+        settings = self._identity(minibatches, validation, scheduler) if compared else {}
         with together():
             self._check_ranks(settings, file)
             saved = None if file is None else checkpoints.load(file, type(self).__name__, settings)
@@ -207,6 +211,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             torch.inference_mode(False),
             _bridge.restored(self._classifier),
             synchronised_norms(_bridge.network(self._classifier), shards(), self._sync_batch_norm),
+            self._replicas(),
             tqdm(
                 total=nb_epochs * len(minibatches),
                 initial=done * len(minibatches),
@@ -214,7 +219,6 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
                 disable=not (self._verbose and is_first()),
             ) as progress,
         ):
-            self._forward = replicated(_bridge.network(self._classifier), self._logits_of, shards())
             if saved is not None:
                 set_random_state(saved["random"][rank()], self._classifier.device)
             for number in range(done, nb_epochs):
@@ -240,6 +244,21 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             self.best_epoch = nb_epochs - 1 if best is None else self.best_epoch
         if best is not None:
             _bridge.network(self._classifier).load_state_dict(best)
+
+    @contextmanager
+    def _replicas(self) -> Iterator[None]:
+        """Hold the forward passes of the update for as long as training lasts.
+
+        A replica keeps the process group, and reference cycles keep the replica: they are collected here, because
+        threads of a group that nobody destroys can abort the process when it exits.
+        """
+        self._forward = replicated(_bridge.network(self._classifier), self._logits_of, shards())
+        try:
+            yield
+        finally:
+            del self._forward
+            if shards() is not None:
+                gc.collect()
 
     def _train_epoch(self, number: int, batches: Iterator[Batch], progress: tqdm[Any]) -> dict[str, Any]:
         started = time.perf_counter()
@@ -300,10 +319,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         """Return what a checkpoint must have been made with for this run to go on from it."""
         network, optimiser = _bridge.network(self._classifier), _bridge.optimiser(self._classifier)
         # a scheduler may have changed the rate already, and notes the first one
-        left_out = [{"params", "lr"} if "initial_lr" in group else {"params"} for group in optimiser.param_groups]
         groups = [
-            {k: v for k, v in group.items() if k not in names}
-            for group, names in zip(optimiser.param_groups, left_out, strict=True)
+            {k: v for k, v in ({**group, "lr": group.get("initial_lr", group["lr"])}).items() if k != "params"}
+            for group in optimiser.param_groups
         ]
         return {
             **self._settings(),
@@ -332,14 +350,13 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that two runs must share to be the same, as plain values."""
         attack = self._attack
-        described = None
+        setting = None
         if attack is not None:
-            values = {
-                name: repr(getattr(attack, name, None)) for name in attack.attack_params if name != "summary_writer"
-            }
-            described = [type(attack).__name__, values]
-        names = ("eps", "p", "norm", "max_iter", "seed", "on_nonfinite", "sync_batch_norm")
-        return {"attack": described, "beta": self._beta, **{name: getattr(self, f"_{name}") for name in names}}
+            names = (name for name in attack.attack_params if name != "summary_writer")
+            values = {name: described(getattr(attack, name, None)) for name in names}
+            setting = [type(attack).__name__, values]
+        own = ("eps", "p", "norm", "max_iter", "seed", "on_nonfinite", "sync_batch_norm")
+        return {"attack": setting, "beta": self._beta, **{name: getattr(self, f"_{name}") for name in own}}
 
     def _save(
         self,

@@ -18,7 +18,7 @@ from art_wdro._attacks import WassersteinFGM, WassersteinPGD
 from art_wdro._coupling import gathering, mean, shards, together
 from art_wdro._datasets import as_arrays
 from art_wdro._geometry import power_mean, sample_norms
-from art_wdro._losses import PerSampleLoss, attack_objective
+from art_wdro._losses import PerSampleLoss
 from art_wdro._rows import Rows, parts, staged
 from art_wdro._sensitivity import Objective, Value, upsilon
 
@@ -82,7 +82,7 @@ def sensitivity(
     _bridge.require_pytorch(sensitivity, classifier)
     p, r = _checks.order(p, one=True), _checks.ground_norm(norm)
     batch_size = _checks.integer("batch_size", batch_size, 1)
-    objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))
+    objective = _bridge.objective_of(classifier, loss)
     with together():
         x, y = as_arrays(x, y)
         inputs = _bridge.as_inputs(classifier, x)
@@ -150,7 +150,7 @@ def accuracy_bounds(
     attack = WassersteinFGM(classifier, p, norm, eps, loss, batch_size=batch_size, verbose=False)
     adversarial = torch.from_numpy(attack.generate(inputs, labels))
     slope = sensitivity(classifier, inputs, labels, p, norm, loss, batch_size)
-    objective = Objective(_bridge.logits_of(classifier), attack_objective(loss))
+    objective = _bridge.objective_of(classifier, loss)
     with _bridge.undisturbed(classifier, batch_size):
         clean, attacked = (_values(objective, data, labels, batch_size, classifier) for data in (inputs, adversarial))
     accuracy, left = mean(clean.standing), mean(attacked.standing)

@@ -12,6 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from art_wdro._coupling import Shards
 
+if dist.is_available():
+    # its default arguments keep the default group of the moment it is imported, at the latest by the first replica, and
+    # the threads of a group that is never destroyed can abort the process at exit: imported here, there is none yet
+    import torch.distributed.nn.functional  # noqa: F401
+
 
 class Forward(nn.Module):
     """All forward passes of one update in one call, which is how DistributedDataParallel wants them."""

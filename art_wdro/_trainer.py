@@ -15,10 +15,11 @@ from torch import Tensor
 
 from art_wdro import _bridge, _checks
 from art_wdro._ascent import Ascent, ascend, step_lengths
+from art_wdro._checkpoint import described
 from art_wdro._coupling import count, gathering, ranks, shards, total
 from art_wdro._fine_tuner import FineTuner
 from art_wdro._geometry import mean_of_sums, merged_sums, power_sums
-from art_wdro._losses import PerSampleLoss, attack_objective
+from art_wdro._losses import PerSampleLoss
 from art_wdro._minibatches import Batch
 from art_wdro._replica import share_buffers
 from art_wdro._sensitivity import Objective, upsilon
@@ -118,11 +119,9 @@ class DistributionalTRADESTrainer(FineTuner):
         relative = 1 / self._max_iter if step is None or self._eps == 0 else step / self._eps
         self._steps = step_lengths(relative, self._max_iter)
         self._precision = _checks.choice("precision", precision, tuple(_bridge.PRECISIONS))
-        attacked = _bridge.logits_of(classifier, precision=self._precision)
         self._loss, self._consistency_name = loss, consistency
-        scale = _bridge.SCALES.get(self._precision, 1.0)
-        self._objective = Objective(attacked, attack_objective(loss), scale=scale)
-        self._pointwise = Objective(attacked, attack_objective("ce"), scale=scale)
+        self._objective = _bridge.objective_of(classifier, loss, precision=self._precision)
+        self._pointwise = _bridge.objective_of(classifier, "ce", precision=self._precision)
 
     def _begin(self, sample: Callable[[float], Iterator[Batch]] | None) -> None:
         self._running = RunningUpsilon(self._eta, self._p, self._window)
@@ -143,7 +142,7 @@ class DistributionalTRADESTrainer(FineTuner):
     def _settings(self) -> dict[str, Any]:
         names = ("gamma", "eta", "upsilon", "sample_fraction", "attack_label", "window", "precision")
         own = {name: getattr(self, f"_{name}") for name in names}
-        loss = self._loss if isinstance(self._loss, str) else repr(self._loss).split(" at 0x")[0]
+        loss = self._loss if isinstance(self._loss, str) else described(self._loss)
         return super()._settings() | own | {"loss": loss, "consistency": self._consistency_name, "steps": self._steps}
 
     def _progress(self) -> dict[str, Any]:

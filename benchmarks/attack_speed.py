@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_p
 )
 from art.estimators.classification import PyTorchClassifier
 from networks import SETTINGS, load, robust_network
-from timing import interleaved, keep, machine, ratio
+from timing import compared, interleaved, keep, machine
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -117,17 +116,10 @@ def main() -> None:
 def table(times: dict[str, list[float]], left: dict[str, float]) -> list[dict[str, Any]]:
     """Print and return one row a contestant."""
     print("| attack | seconds | of the bare loop | ART's PGD over it | accuracy left in % |\n" + "| --- " * 5 + "|")
-    rows = []
-    for name, own in times.items():
-        row = {
-            "attack": name,
-            "seconds": statistics.median(own),
-            "of_bare_loop": ratio(times, name, "bare loop"),
-            "art_over_it": ratio(times, "ART's PGD", name),
-            "accuracy_left": left.get(name),
-        }
-        rows.append(row)
-        accuracy = "" if name not in left else f"{100 * left[name]:.1f}"
+    rows = compared(times, "attack", of_bare_loop=("bare loop", False), art_over_it=("ART's PGD", True))
+    for row in rows:
+        row["accuracy_left"] = found = left.get(row["attack"])
+        accuracy = "" if found is None else f"{100 * found:.1f}"
         print("| {attack} | {seconds:.2f} | {of_bare_loop:.2f} | {art_over_it:.2f} |".format(**row), accuracy, "|")
     return rows
 

@@ -35,6 +35,22 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
     return statistics.median(own / other for own, other in zip(times[name], times[base], strict=True))
 
 
+def compared(times: dict[str, list[float]], label: str, **ratios: tuple[str, bool]) -> list[dict[str, Any]]:
+    """Return one row a contestant: its name, its median seconds, and ratios to others.
+
+    :param times: What :func:`interleaved` returned.
+    :param label: What the rows call a contestant.
+    :param ratios: By key: another contestant, and whether its time is divided by this one's or the other way round.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, own in times.items():
+        row: dict[str, Any] = {label: name, "seconds": statistics.median(own)}
+        for key, (other, inverse) in ratios.items():
+            row[key] = ratio(times, other, name) if inverse else ratio(times, name, other)
+        rows.append(row)
+    return rows
+
+
 def machine() -> dict[str, Any]:
     """Describe what the figures were measured with."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []

@@ -21,7 +21,7 @@ import torch
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 from networks import SETTINGS, load, robust_network
-from timing import interleaved, keep, machine, ratio
+from timing import compared, interleaved, keep, machine
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -119,15 +119,8 @@ def main() -> None:
 def table(times: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Print and return one row a trainer."""
     print("| trainer | seconds | of the floor | as printed over it |\n" + "| --- " * 4 + "|")
-    rows = []
-    for name, own in times.items():
-        row = {
-            "trainer": name,
-            "seconds": statistics.median(own),
-            "of_floor": ratio(times, name, "floor"),
-            "printed_over_it": ratio(times, "Algorithm 1 as printed", name),
-        }
-        rows.append(row)
+    rows = compared(times, "trainer", of_floor=("floor", False), printed_over_it=("Algorithm 1 as printed", True))
+    for row in rows:
         print("| {trainer} | {seconds:.2f} | {of_floor:.2f} | {printed_over_it:.2f} |".format(**row))
     return rows
 
