@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,11 @@ def main() -> None:
         for part in chosen.split(args.batch_size):
             yield inputs[part], labels[part]
 
+    held = ExitStack()
+
     def minibatch(trainer: DistributionalTRADESTrainer) -> Callable[[], object]:
         trainer._begin(sample)
+        held.enter_context(trainer._replicas())
         return lambda: trainer._step(x, y, "the benchmark")
 
     def floor() -> None:
@@ -105,10 +109,16 @@ def main() -> None:
         "Algorithm 1 as printed": minibatch(printed),
         "ART's TRADES": lambda: arts._batch_process(x.cpu().numpy(), encoded),
     }
-    times = interleaved(contestants, args.repeats)
+    with held:
+        times = interleaved(contestants, args.repeats)
     streaming = ours.seconds / (args.repeats + 1) / statistics.median(times["ours"])
-    setting = {"network": args.name, "train_samples": len(inputs), "batch_size": len(x), "steps": args.steps}
-    setting["repeats"] = args.repeats
+    setting = {
+        "network": args.name,
+        "train_samples": len(inputs),
+        "batch_size": len(x),
+        "steps": args.steps,
+        "repeats": args.repeats,
+    }
     print(setting)
     print(machine())
     rows = table(times)
