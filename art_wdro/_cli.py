@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line `art-wdro`: evaluate, finetune, demo. Thin over the package; needs the extra `cli`."""
+"""The command line `art-wdro`: evaluate, finetune, reproduce, demo. Thin over the package; needs the extra `cli`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from art.exceptions import EstimatorError
 import art_wdro
 from art_wdro._data import Split, draw, load_data
 from art_wdro._evaluation import evaluate as run_evaluation
+from art_wdro._experiments import Laboratory, Protocol
 from art_wdro._files import check_target, write_atomically, write_text
 from art_wdro._models import load_classifier
 from art_wdro._report import Row
+from art_wdro._reproduce import TARGETS, Reproduction
 from art_wdro._starts import perturb_weights, reinitialise_last_layer
 from art_wdro._trainer import UPSILON_ESTIMATES, DistributionalTRADESTrainer
 from art_wdro._training import CONSISTENCIES
@@ -209,6 +211,78 @@ def finetune(
         shown = ("epoch", "loss", "clean_accuracy", "winf_accuracy", "wp_accuracy")
         click.echo("  ".join(f"{k} {record[k]:.4g}" for k in shown if record[k] is not None))
     click.echo(f"Saved {out}, epoch {trainer.best_epoch}")
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, type=click.Choice(TARGETS), metavar="[TARGET]...")
+@click.option("--all", "everything", is_flag=True, help="All tables and figures.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="runs/reproduce", show_default=True)
+@click.option("--network", help="Network in place of the paper's: what --model of evaluate takes.")
+@click.option("--model-dir", default="models", show_default=True, help="Where RobustBench keeps checkpoints.")
+@click.option("--data", default="torchvision:CIFAR10", show_default=True, help="Training images, as for finetune.")
+@click.option("--test-data", help="Test images; needed beside a file or folder, or a sixth of it is held out.")
+@click.option("--data-dir", default="data", show_default=True, help="Where torchvision finds data sets.")
+@click.option("--download", is_flag=True, help="Let torchvision fetch the data set.")
+@click.option("--train-samples", type=click.IntRange(1), default=40000, show_default=True)
+@click.option("--validation-samples", type=click.IntRange(1), default=10000, show_default=True)
+@click.option("--test-samples", type=click.IntRange(1), help="By default all.")
+@click.option(
+    "--strong-samples", type=click.IntRange(0), default=0, show_default=True, help="Test images for more attacks."
+)
+@click.option(
+    "--autoattack/--no-autoattack", default=True, show_default=True, help="Whether AutoAttack is one of them."
+)
+@click.option("--eps", type=Number(), default="8/255", show_default=True, help="Budget, for inputs in [0, 1].")
+@click.option("--beta", type=Number(), default=6, show_default=True, help="Weight of the consistency term.")
+@click.option("--gamma", type=Number(), default=0, show_default=True, help="Weight of the pointwise term.")
+@click.option("--consistency", type=click.Choice(list(CONSISTENCIES)), default="kl", show_default=True)
+@click.option("--upsilon", type=click.Choice(UPSILON_ESTIMATES), default="resample", show_default=True)
+@click.option(
+    "--max-iter", type=click.IntRange(1), default=20, show_default=True, help="Steps of the training's attack."
+)
+@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="First random seed.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Fine-tunings of each configuration."
+)
+@click.option("--device", help="A torch device; by default CUDA where it is.")
+@click.option("--keep-weights", is_flag=True, help="Keep the fine-tuned networks.")
+@click.option("--json", "json_file", type=PATH, help="File for all figures.")
+def reproduce(
+    targets: tuple[str, ...],
+    everything: bool,
+    out: Path,
+    network: str | None,
+    seed: int,
+    seeds: int,
+    json_file: Path | None,
+    **arguments: Any,
+) -> None:
+    """Reproduce tables and figures of arXiv:2502.09352, the published figures beside ours.
+
+    TARGET is table1 to table11 or fig7.1 to fig7.4. Every cell is kept in the folder --out as soon as it is done, and a
+    fine-tuning after every epoch: started again, the command goes on where it stopped.
+    """
+    targets = TARGETS if everything else targets
+    if not targets:
+        raise click.UsageError(f"no target; allowed are {', '.join(TARGETS)} and --all")
+    files = _targets(json=json_file, out=out / "figures.json")
+    if any(target.startswith("fig") for target in targets):
+        _check_figure(Path("figure.png"))
+    places = {name: arguments.pop(name) for name in ("data_dir", "download", "model_dir", "device", "keep_weights")}
+    trainer = {name: arguments.pop(name) for name in ("gamma", "consistency")}
+    laboratory = Laboratory(Protocol(**arguments, trainer=trainer), out, **places)
+    reproduction = Reproduction(laboratory, targets, out, range(seed, seed + seeds), network)
+    with _telling(files):
+        shown = reproduction.run()
+    if json_file is not None:
+        write_text(json_file, json.dumps(shown, indent=1))
+    for target in targets:
+        name = f"{target}.md" if target.startswith("table") else f"{target}.png"
+        click.echo(
+            f"## {target}\n\n{(out / name).read_text(encoding='utf-8')}" if name.endswith("md") else f"{out / name}"
+        )
 
 
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""The experiments of docs/results: the paper's grid, its claim under stronger attacks, and what each choice is worth.
+
+    python benchmarks/experiments.py grid --data-dir DIR
+    python benchmarks/experiments.py decisive --data-dir DIR
+    python benchmarks/experiments.py ablations --data-dir DIR
+    python benchmarks/experiments.py cifar10 --data-dir DIR
+
+The first three take Fashion-MNIST as torchvision keeps it in DIR, the last one DIR/train.npz and DIR/test.npz.
+`pretrained.py` makes the networks they start from. A run that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from art_wdro import DistributionalTRADESTrainer, WassersteinPGD
+from art_wdro._experiments import Cell, Laboratory, Protocol
+from art_wdro._published import CONFIGURATIONS
+
+SEEDS = (0, 1, 2)
+FASHION = Protocol(
+    data="torchvision:FashionMNIST",
+    train_samples=5000,
+    validation_samples=1000,
+    test_samples=2000,
+    strong_samples=500,
+    autoattack=False,
+    eps=0.1,
+    max_iter=10,
+    epochs=10,
+    batch_size=128,
+)
+SHORT = replace(FASHION, train_samples=3000, validation_samples=500, test_samples=1000, epochs=5)
+CIFAR10 = Protocol(
+    data="train.npz",
+    test_data="test.npz",
+    train_samples=3000,
+    validation_samples=500,
+    test_samples=1000,
+    strong_samples=300,
+    autoattack=False,
+    max_iter=10,
+    epochs=5,
+    batch_size=256,
+    trainer={"precision": "bfloat16"},
+)
+TRADES = {"p": "inf", "loss": "ce"}
+"""The trainer's setting that is TRADES: a pointwise attack on the cross-entropy."""
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "no-perturbation": {},
+    "eta-0.1": {},
+    "consistency-ce": {"consistency": "ce"},
+    "label-predicted": {"attack_label": "predicted"},
+    "streaming-window-4": {"upsilon": "streaming", "window": 4},
+    "streaming-window-16": {"upsilon": "streaming", "window": 16},
+    "fraction-0.05": {"sample_fraction": 0.05},
+    "fraction-0.2": {"sample_fraction": 0.2},
+    "path-1.875": {"eps_step": 0.01875},
+    "loss-dlr": {"loss": "dlr"},
+    "loss-ce": {"loss": "ce"},
+    "p-1.5": {"p": 1.5},
+    "p-3": {"p": 3},
+    "p-inf": {"p": "inf"},
+    "without-budgets": {},
+    "gamma-3": {"gamma": 3.0},
+    "gamma-6": {"gamma": 6.0},
+}
+"""Trainer parameters that differ from the paper's, by name."""
+
+
+class WithoutBudgets(Laboratory):
+    """Every minibatch gets the whole eps for itself, whatever its share of Upsilon."""
+
+    def _trainer(self, classifier: PyTorchClassifier, keywords: dict[str, Any]) -> DistributionalTRADESTrainer:
+        eps, steps = keywords["eps"], keywords["max_iter"]
+        attack = WassersteinPGD(classifier, eps=eps, eps_step=eps / steps, max_iter=steps, verbose=False)
+        return DistributionalTRADESTrainer(classifier, attack, **keywords)
+
+
+def grid(options: dict[str, Any], out: Path) -> None:
+    """Run tables 1 to 4 and figures 7.1 to 7.4 on Fashion-MNIST."""
+    network, laboratory = "pretrained:fashion_mnist", Laboratory(FASHION, out / "grid", **options)
+    for kind in ("before", "budget", "upsilon"):
+        run(laboratory, Cell(kind, network))
+    run(laboratory, Cell("curves", network, 0, "whole", 0.01, 1.0))
+    for seed in SEEDS:
+        for start in ("whole", "last-layer"):
+            for tau, eta in CONFIGURATIONS:
+                run(laboratory, Cell("after", network, seed, start, tau, eta))
+
+
+def decisive(options: dict[str, Any], out: Path) -> None:
+    """Run the compared cells of Fashion-MNIST again, with AutoAttack, beside TRADES continued."""
+    network, protocol = "pretrained:fashion_mnist", replace(FASHION, autoattack=True, strong_samples=300)
+    run(Laboratory(protocol, out / "decisive", **options), Cell("before", network))
+    for seed in SEEDS:
+        for name, trainer in (("paper", {}), ("trades", TRADES)):
+            laboratory = Laboratory(replace(protocol, trainer=trainer), out / "decisive" / name, **options)
+            run(laboratory, Cell("after", network, seed, "whole", 0.01, 1.0))
+
+
+def ablations(options: dict[str, Any], out: Path) -> None:
+    """Change one choice at a time, on Fashion-MNIST."""
+    for seed in SEEDS:
+        for name, trainer in ABLATIONS.items():
+            kind = WithoutBudgets if name == "without-budgets" else Laboratory
+            laboratory = kind(replace(SHORT, trainer=trainer), out / "ablations" / name, **options)
+            start = "none" if name == "no-perturbation" else "whole"
+            eta = 0.1 if name == "eta-0.1" else 1.0
+            run(laboratory, Cell("after", "pretrained:fashion_mnist", seed, start, 0.01, eta))
+
+
+def cifar10(options: dict[str, Any], out: Path) -> None:
+    """Run the decisive cells on CIFAR-10: the paper's, with the pointwise term, and TRADES continued."""
+    out, network = out.resolve(), "pretrained:cifar10"
+    os.chdir(options.pop("data_dir"))
+    run(Laboratory(replace(CIFAR10, autoattack=True), out / "cifar10", **options), Cell("before", network))
+    settings = {"paper": {}, "trades": TRADES, "combined": {"gamma": 3.0}}
+    for seed in SEEDS:
+        for name, trainer in settings.items():
+            protocol = replace(CIFAR10, trainer={**CIFAR10.trainer, **trainer}, autoattack=seed == 0)
+            run(
+                Laboratory(protocol, out / "cifar10" / name, **options),
+                Cell("after", network, seed, "whole", 0.01, 1.0),
+            )
+
+
+def run(laboratory: Laboratory, cell: Cell) -> None:
+    """Run a cell and print its figures."""
+    found = laboratory.run(cell)
+    strong = found.get("strong") or {"attacks": []}
+    figures = {f"{row['threat']} {row['attack']}": round(100 * row["accuracy"], 1) for row in strong["attacks"]}
+    shown = {key: found[key] for key in ("test", "train", "reference") if key in found}
+    print(json.dumps({"cell": cell.name, "seconds": round(found["seconds"]), **shown, "strong": figures}), flush=True)
+
+
+def main() -> None:
+    """Run one set of experiments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    experiments = {"grid": grid, "decisive": decisive, "ablations": ablations, "cifar10": cifar10}
+    parser.add_argument("name", choices=tuple(experiments))
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
+    parser.add_argument("--device")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    sys.path.insert(0, str(Path(__file__).parent))  # for networks given as pretrained:NAME
+    options = {"data_dir": args.data_dir, "device": args.device, "verbose": False}
+    experiments[args.name](options, args.out)
+
+
+if __name__ == "__main__":
+    main()
