@@ -95,8 +95,8 @@ class Reproduction:
 
     def run(self) -> dict[str, Any]:
         """Run all cells, and return what the targets show as plain values."""
-        progress = tqdm(self._planned, desc="reproduce")
         shown = self.write()
+        progress = tqdm(self._planned, desc="reproduce")
         for cell in progress:
             progress.set_postfix_str(cell.name)
             self._laboratory.run(cell)
@@ -275,4 +275,5 @@ def _strong(cells: list[list[Result | None]]) -> dict[str, list[Entry | str]]:
             Entry(_percent([report["attacks"][place]["accuracy"] for report in found])) for found in reports
         ]
         for place, attack in enumerate(first["attacks"])
+        if attack["order"] is not None
     }
