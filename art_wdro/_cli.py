@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from art_wdro._trainer import UPSILON_ESTIMATES, DistributionalTRADESTrainer
 from art_wdro._training import CONSISTENCIES
 
 Command = Callable[..., None]
+TRAINER = signature(DistributionalTRADESTrainer).parameters
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
@@ -271,7 +273,8 @@ def reproduce(
     if any(target.startswith("fig") for target in targets):
         _check_figure(Path("figure.png"))
     places = {name: arguments.pop(name) for name in ("data_dir", "download", "model_dir", "device", "keep_weights")}
-    trainer = {name: arguments.pop(name) for name in ("gamma", "consistency")}
+    options = {name: arguments.pop(name) for name in ("gamma", "consistency")}
+    trainer = {name: value for name, value in options.items() if value != TRAINER[name].default}
     laboratory = Laboratory(Protocol(**arguments, trainer=trainer), out, **places)
     reproduction = Reproduction(laboratory, targets, out, range(seed, seed + seeds), network)
     with _telling(files):

@@ -125,11 +125,11 @@ def cifar10(options: dict[str, Any], out: Path) -> None:
     """Run the decisive cells on CIFAR-10: the paper's, with the pointwise term, and TRADES continued."""
     out, network = out.resolve(), "pretrained:cifar10"
     os.chdir(options.pop("data_dir"))
-    run(Laboratory(replace(CIFAR10, autoattack=True), out / "cifar10", **options), Cell("before", network))
+    run(Laboratory(CIFAR10, out / "cifar10", **options), Cell("before", network))
     settings = {"paper": {}, "trades": TRADES, "combined": {"gamma": 3.0}}
     for seed in SEEDS:
         for name, trainer in settings.items():
-            protocol = replace(CIFAR10, trainer={**CIFAR10.trainer, **trainer}, autoattack=seed == 0)
+            protocol = replace(CIFAR10, trainer={**CIFAR10.trainer, **trainer})
             run(
                 Laboratory(protocol, out / "cifar10" / name, **options),
                 Cell("after", network, seed, "whole", 0.01, 1.0),
