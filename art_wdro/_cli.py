@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from art_wdro._data import Split, draw, load_data
 from art_wdro._evaluation import evaluate as run_evaluation
 from art_wdro._experiments import Laboratory, Protocol
 from art_wdro._files import check_target, write_atomically, write_text
+from art_wdro._fine_tuner import ON_NONFINITE
 from art_wdro._models import load_classifier
 from art_wdro._report import Row
 from art_wdro._reproduce import TARGETS, Reproduction
@@ -30,7 +30,6 @@ from art_wdro._trainer import UPSILON_ESTIMATES, DistributionalTRADESTrainer
 from art_wdro._training import CONSISTENCIES
 
 Command = Callable[..., None]
-TRAINER = signature(DistributionalTRADESTrainer).parameters
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
@@ -59,24 +58,34 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return add
 
 
+PLACES = _options(
+    click.option("--model-dir", default="models", show_default=True, help="Where RobustBench keeps checkpoints."),
+    click.option("--data-dir", default="data", show_default=True, help="Where torchvision finds data sets."),
+    click.option("--download", is_flag=True, help="Let torchvision fetch the data set."),
+    click.option("--eps", type=Number(), default="8/255", show_default=True, help="Budget, for inputs in [0, 1]."),
+    click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed."),
+    click.option("--device", help="A torch device; by default CUDA where it is."),
+    click.option("--json", "json_file", type=PATH, help="File for the figures, kept up to date as they come."),
+)
 SHARED = _options(
     click.option("--model", required=True, help="TorchScript or .pt2 file, module:function, or robustbench:NAME."),
     click.option("--weights", type=PATH, help="State dict for the network."),
-    click.option("--model-dir", default="models", show_default=True, help="Where RobustBench keeps checkpoints."),
     click.option("--dataset", default="cifar10", show_default=True, help="RobustBench's data set."),
     click.option("--threat-model", default="Linf", show_default=True, help="RobustBench's threat model."),
     click.option("--data", required=True, help="File .npz with x and y, torchvision:NAME, or a folder of images."),
-    click.option("--data-dir", default="data", show_default=True, help="Where torchvision finds data sets."),
-    click.option("--download", is_flag=True, help="Let torchvision fetch the data set."),
     click.option("--image-size", type=click.IntRange(1), help="Resize and crop the images of a folder."),
     click.option("--samples", type=click.IntRange(1), help="Use a random subset."),
     click.option("--p", type=Number(), default=2, show_default=True, help="Order of the Wasserstein distance."),
     click.option("--norm", type=Number(), default="inf", show_default=True, help="Ground norm: 1, 2 or inf."),
-    click.option("--eps", type=Number(), default="8/255", show_default=True, help="Budget, for inputs in [0, 1]."),
     click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True),
-    click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed."),
-    click.option("--device", help="A torch device; by default CUDA where it is."),
-    click.option("--json", "json_file", type=PATH, help="File for the figures, kept up to date as they come."),
+    PLACES,
+)
+TRAINING = _options(
+    click.option("--epochs", type=click.IntRange(0), default=20, show_default=True),
+    click.option("--beta", type=Number(), default=6, show_default=True, help="Weight of the consistency term."),
+    click.option("--gamma", type=Number(), default=0, show_default=True, help="Weight of the pointwise term."),
+    click.option("--consistency", type=click.Choice(list(CONSISTENCIES)), default="kl", show_default=True),
+    click.option("--max-iter", type=click.IntRange(1), default=20, show_default=True, help="Steps of the attack."),
 )
 
 
@@ -148,14 +157,11 @@ def evaluate(
 
 @cli.command()
 @SHARED
+@TRAINING
 @click.option("--out", type=PATH, required=True, help="File for the state dict of the best epoch.")
 @click.option("--validation", type=click.IntRange(0), default=1000, show_default=True, help="Samples held out.")
-@click.option("--epochs", type=click.IntRange(0), default=20, show_default=True)
 @click.option("--learning-rate", type=Number(), default=0.01, show_default=True)
 @click.option("--start", type=click.Choice(["none", "perturb", "last-layer"]), default="none", show_default=True)
-@click.option("--beta", type=Number(), default=6, show_default=True, help="Weight of the consistency term.")
-@click.option("--gamma", type=Number(), default=0, show_default=True, help="Weight of the pointwise term.")
-@click.option("--max-iter", type=click.IntRange(1), default=20, show_default=True, help="Steps of the attack.")
 @click.option("--eta", type=Number(), default=1, show_default=True, help="Update rate of Upsilon.")
 @click.option("--upsilon", type=click.Choice(UPSILON_ESTIMATES), default="streaming", show_default=True)
 @click.option(
@@ -163,7 +169,6 @@ def evaluate(
     type=click.Path(path_type=Path),
     help="Save the run after every epoch, and go on from it if it is there.",
 )
-@click.option("--consistency", type=click.Choice(list(CONSISTENCIES)), default="kl", show_default=True)
 def finetune(
     json_file: Path | None,
     out: Path,
@@ -220,37 +225,22 @@ def finetune(
 @click.option("--all", "everything", is_flag=True, help="All tables and figures.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="runs/reproduce", show_default=True)
 @click.option("--network", help="Network in place of the paper's: what --model of evaluate takes.")
-@click.option("--model-dir", default="models", show_default=True, help="Where RobustBench keeps checkpoints.")
 @click.option("--data", default="torchvision:CIFAR10", show_default=True, help="Training images, as for finetune.")
-@click.option("--test-data", help="Test images; needed beside a file or folder, or a sixth of it is held out.")
-@click.option("--data-dir", default="data", show_default=True, help="Where torchvision finds data sets.")
-@click.option("--download", is_flag=True, help="Let torchvision fetch the data set.")
+@click.option("--test-data", help="Test images; without them a sixth of a file or folder is held out.")
 @click.option("--train-samples", type=click.IntRange(1), default=40000, show_default=True)
 @click.option("--validation-samples", type=click.IntRange(1), default=10000, show_default=True)
-@click.option("--test-samples", type=click.IntRange(1), help="By default all.")
+@click.option("--test-samples", type=click.IntRange(1), help="A random part; by default all.")
 @click.option(
-    "--strong-samples", type=click.IntRange(0), default=0, show_default=True, help="Test images for more attacks."
+    "--strong-samples", type=click.IntRange(0), default=0, show_default=True, help="Test images for knapsack."
 )
-@click.option(
-    "--autoattack/--no-autoattack", default=True, show_default=True, help="Whether AutoAttack is one of them."
-)
-@click.option("--eps", type=Number(), default="8/255", show_default=True, help="Budget, for inputs in [0, 1].")
-@click.option("--beta", type=Number(), default=6, show_default=True, help="Weight of the consistency term.")
-@click.option("--gamma", type=Number(), default=0, show_default=True, help="Weight of the pointwise term.")
-@click.option("--consistency", type=click.Choice(list(CONSISTENCIES)), default="kl", show_default=True)
-@click.option("--upsilon", type=click.Choice(UPSILON_ESTIMATES), default="resample", show_default=True)
-@click.option(
-    "--max-iter", type=click.IntRange(1), default=20, show_default=True, help="Steps of the training's attack."
-)
-@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--autoattack/--no-autoattack", default=None, help="On these too; by default where it is installed.")
+@TRAINING
 @click.option("--batch-size", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="First random seed.")
-@click.option(
-    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Fine-tunings of each configuration."
-)
-@click.option("--device", help="A torch device; by default CUDA where it is.")
+@click.option("--upsilon", type=click.Choice(UPSILON_ESTIMATES), default="resample", show_default=True)
+@click.option("--on-nonfinite", type=click.Choice(ON_NONFINITE), default="raise", show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Fine-tunings of a configuration.")
 @click.option("--keep-weights", is_flag=True, help="Keep the fine-tuned networks.")
-@click.option("--json", "json_file", type=PATH, help="File for all figures.")
+@PLACES
 def reproduce(
     targets: tuple[str, ...],
     everything: bool,
@@ -269,12 +259,11 @@ def reproduce(
     targets = TARGETS if everything else targets
     if not targets:
         raise click.UsageError(f"no target; allowed are {', '.join(TARGETS)} and --all")
-    files = _targets(json=json_file, out=out / "figures.json")
+    files = _targets(json=json_file, out=out / f"{targets[0]}.json")
     if any(target.startswith("fig") for target in targets):
         _check_figure(Path("figure.png"))
     places = {name: arguments.pop(name) for name in ("data_dir", "download", "model_dir", "device", "keep_weights")}
-    options = {name: arguments.pop(name) for name in ("gamma", "consistency")}
-    trainer = {name: value for name, value in options.items() if value != TRAINER[name].default}
+    trainer = {name: arguments.pop(name) for name in ("gamma", "consistency", "on_nonfinite")}
     laboratory = Laboratory(Protocol(**arguments, trainer=trainer), out, **places)
     reproduction = Reproduction(laboratory, targets, out, range(seed, seed + seeds), network)
     with _telling(files):
@@ -282,10 +271,8 @@ def reproduce(
     if json_file is not None:
         write_text(json_file, json.dumps(shown, indent=1))
     for target in targets:
-        name = f"{target}.md" if target.startswith("table") else f"{target}.png"
-        click.echo(
-            f"## {target}\n\n{(out / name).read_text(encoding='utf-8')}" if name.endswith("md") else f"{out / name}"
-        )
+        table, figure = out / f"{target}.md", out / f"{target}.png"
+        click.echo(f"## {target}\n\n{table.read_text(encoding='utf-8') if table.is_file() else figure}")
 
 
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

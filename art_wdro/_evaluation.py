@@ -90,7 +90,7 @@ def evaluate(
         ("none", None, lambda: (inputs.cpu().numpy(), 0.0)),
         *((name, attack.p, _runner(attack, inputs, labels)) for name, attack in attacks.items()),
     ]
-    if _wants_autoattack(classifier, autoattack):
+    if check_autoattack(classifier, autoattack):
         run = _autoattack_runner(classifier, inputs, labels, r, eps, batch_size)
         runs.insert(2, ("AutoAttack, standard", math.inf, run))
 
@@ -149,7 +149,14 @@ def _runner(
     return run
 
 
-def _wants_autoattack(classifier: PyTorchClassifier, wanted: bool | None) -> bool:
+def check_autoattack(classifier: PyTorchClassifier, wanted: bool | None) -> bool:
+    """Tell whether AutoAttack is to be run.
+
+    :param classifier: The classifier.
+    :param wanted: Whether the user wants it; None wants it where it is installed and fits.
+    :raises ImportError: If it is wanted and not installed.
+    :raises ValueError: If it is wanted and does not fit the classifier.
+    """
     bounds = _bridge.box(classifier)
     unit = bounds is not None and bool((bounds[0] == 0).all() and (bounds[1] == 1).all())
     images = len(classifier.input_shape) == 3

@@ -10,39 +10,49 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from art_wdro._experiments import Cell, Laboratory, Result
+from art_wdro._experiments import TRAINED, Cell, Laboratory, Protocol, Result
 from art_wdro._files import write_atomically, write_text
 from art_wdro._published import BEFORE, BEST, BUDGET, CONFIGURATIONS, GRIDS, NETWORKS, ZHANG
 
 LABELS = {"clean": "clean", "budget": "W_2, a budget each minibatch", "winf": "W_inf", "wp": "W_2"}
 CURVES = {
-    "fig7.2": ("accuracy under $W_2$ in %", "wp", "wp_accuracy"),
-    "fig7.3": ("accuracy under $W_\\infty$ in %", "winf", "winf_accuracy"),
-    "fig7.4": ("$\\Upsilon$", "upsilon", "upsilon"),
+    "fig7.2": ("accuracy under $W_2$ in %", "wp", "validation"),
+    "fig7.3": ("accuracy under $W_\\infty$ in %", "winf", "validation"),
+    "fig7.4": ("$\\Upsilon$", "upsilon", "training"),
 }
-"""Label, figure on the test set and figure on the validation set (of Upsilon: the training set), by figure."""
+"""Label, figure and second set of images, by figure."""
 TARGETS = (*(f"table{number}" for number in range(1, 12)), "fig7.1", *CURVES)
 """Everything that can be reproduced."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a place of a table holds, in percent: ours by seed, and what the paper reports."""
+    """One place of a table, in percent.
+
+    :param found: Ours, one figure a seed that is done.
+    :param published: What the paper reports.
+    :param seeds: How many seeds were asked for.
+    :param diverged: How many of them diverged.
+    """
 
     found: tuple[float, ...]
     published: float | None = None
+    seeds: int = 1
+    diverged: int = 0
 
     def __str__(self) -> str:
-        """Return the mean, the standard deviation over seeds, and the published figure in brackets."""
+        """Return mean and standard deviation over seeds, what is missing of them, and the published figure."""
         text = f"{statistics.mean(self.found):.2f}" if self.found else "-"
         text += f" ± {statistics.stdev(self.found):.2f}" if len(self.found) > 1 else ""
+        text += f" [{len(self.found)} of {self.seeds} seeds]" if 0 < len(self.found) < self.seeds else ""
+        text += f" [{self.diverged} diverged]" if self.diverged else ""
         return text if self.published is None else f"{text} ({self.published:.2f})"
 
 
@@ -63,13 +73,7 @@ class Table:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
-        rows = {
-            name: [
-                entry if isinstance(entry, str) else {"found": list(entry.found), "published": entry.published}
-                for entry in entries
-            ]
-            for name, entries in self.rows.items()
-        }
+        rows = {k: [e if isinstance(e, str) else asdict(e) for e in entries] for k, entries in self.rows.items()}
         return {"caption": self.caption, "columns": self.columns, "rows": rows}
 
 
@@ -91,31 +95,35 @@ class Reproduction:
         self._seeds, self._network = seeds, network
         planned = dict.fromkeys(cell for target in targets for cell in self._cells(target))
         # curves hold everything that a mere fine-tuning does
-        self._planned = [c for c in planned if c.kind != "after" or replace(c, kind="curves") not in planned]
+        self.planned = [c for c in planned if c.kind != "after" or replace(c, kind="curves") not in planned]
 
     def run(self) -> dict[str, Any]:
-        """Run all cells, and return what the targets show as plain values."""
-        shown = self.write()
-        progress = tqdm(self._planned, desc="reproduce")
+        """Run all cells, write the targets after each, and return what they show as plain values."""
+        left = [cell for cell in self.planned if self._laboratory.find(cell) is None]
+        for network in dict.fromkeys(cell.network for cell in left):
+            own = [cell for cell in left if cell.network == network]
+            self._laboratory.check(next((cell for cell in own if cell.kind in TRAINED), own[0]))
+        progress = tqdm(left, desc="reproduce", initial=len(self.planned) - len(left), total=len(self.planned))
         for cell in progress:
             progress.set_postfix_str(cell.name)
             self._laboratory.run(cell)
-            shown = self.write()
-        return shown
+            kinds = {cell, replace(cell, kind="after")}
+            self.write([target for target in self._targets if kinds & {*self._cells(target)}])
+        return self.write(self._targets)
 
-    def write(self) -> dict[str, Any]:
-        """Write every target from the cells that are there, and return what they show."""
+    def write(self, targets: Sequence[str]) -> dict[str, Any]:
+        """Write targets from the cells that are there, and return what they show."""
         shown: dict[str, Any] = {}
-        for target in self._targets:
+        for target in targets:
             if target.startswith("table"):
                 table = self.table(target)
                 write_text(self._out / f"{target}.md", table.to_markdown())
                 shown[target] = table.to_dict()
             else:
-                shown[target] = self._curves(target)
-                write_atomically(self._out / f"{target}.png", partial(self._draw, target))
-        write_text(self._out / "figures.json", json.dumps(shown, indent=1))
-        return shown
+                shown[target] = self._numbers(target)
+                write_atomically(self._out / f"{target}.png", partial(self._draw, target, shown[target]))
+            write_text(self._out / f"{target}.json", json.dumps(self._documented(shown[target]), indent=1))
+        return self._documented(shown)
 
     def table(self, target: str) -> Table:
         """Return a table, with a dash for what has not been run."""
@@ -124,97 +132,91 @@ class Reproduction:
         if target == "table5":
             return self._best()
         kind, published = ("before", BEFORE) if target == "table1" else ("budget", BUDGET)
-        keys = [key for key in LABELS if key in next(iter(published.values()))]
-        what = "The networks as they come" if kind == "before" else "Attacks on training images"
-        table = Table(f"{what}. Accuracy in %, ours (published).", [LABELS[key] for key in keys])
+        keys = [key for key in LABELS if key in published[ZHANG]]
+        what = "The networks as they come." if kind == "before" else "Attacks on training images."
+        table = Table(self._caption(what), [LABELS[key] for key in keys])
         results = [self._find(Cell(kind, network, self._seeds[0])) for network in self._networks()]
-        strong = _strong([[result] for result in results])
+        strong = self._strong([[result] for result in results])
         table.columns += strong
         for place, (network, result) in enumerate(zip(self._networks(), results, strict=True)):
             part = {} if result is None else result["test" if kind == "before" else "train"]
-            theirs = published.get(network, {})
-            own = [Entry(_percent([part.get(key)]), theirs.get(key)) for key in keys]
+            own = [Entry(_percent([part.get(key)]), published.get(network, {}).get(key)) for key in keys]
             table.rows[network] = [*own, *(entries[place] for entries in strong.values())]
         return table
 
     def _grid(self, target: str) -> Table:
         network, start, published = GRIDS[target]
-        columns = [f"tau = {tau:g}, eta = {eta:g}" for tau, eta in CONFIGURATIONS]
         own = self._network or network
         where = {"whole": "all weights perturbed and trained", "last-layer": "the last layer drawn anew and trained"}
-        caption = f"{own} fine-tuned, {where[start]}. Accuracy in %, ours (published for {network})."
-        table = Table(caption, columns)
+        beside = "" if own == network else f" Published are those of {network}."
+        caption = self._caption(f"{own} fine-tuned, {where[start]}.{beside}")
+        table = Table(caption, [f"tau = {tau:g}, eta = {eta:g}" for tau, eta in CONFIGURATIONS])
         cells = [[self._find(cell) for cell in self._seeded(own, start, *key)] for key in CONFIGURATIONS]
         for name in ("clean", "winf", "wp"):
             table.rows[LABELS[name]] = [
-                Entry(_percent([_tested(result, name) for result in results]), published[key][name])
+                self._entry(results, name, published[key].get(name))
                 for key, results in zip(CONFIGURATIONS, cells, strict=True)
             ]
-        table.rows |= _strong(cells)
+        table.rows |= self._strong(cells)
         return table
 
     def _best(self) -> Table:
         """Take the configuration of each network that is best on the validation images."""
-        table = Table(
-            "The best fine-tuning of each network, chosen on validation images. Accuracy in %, ours (published).",
-            [
-                "configuration",
-                *(f"{LABELS[key]}{more}" for key in ("clean", "winf", "wp") for more in ("", ", change")),
-            ],
-        )
+        caption = self._caption("The best fine-tuning of each network, the configuration chosen on validation images.")
+        table = Table(caption, ["configuration", "clean", "W_inf", "W_inf, change", "W_2", "W_2, change"])
         for network in self._networks():
             before = self._find(Cell("before", network, self._seeds[0]))
             found: dict[str, list[Result]] = {}
             for start in ("whole", "last-layer"):
                 for tau, eta in CONFIGURATIONS:
                     results = [self._find(cell) for cell in self._seeded(network, start, tau, eta)]
-                    done = [result for result in results if result is not None]
-                    if done:
+                    done = [result for result in results if result is not None and "failed" not in result]
+                    if len(done) == len(self._seeds):
                         found[f"{start}, tau = {tau:g}, eta = {eta:g}"] = done
             name = max(found, key=lambda key: statistics.mean(map(_validated, found[key])), default="-")
-            row: list[Entry | str] = [name]
+            best, theirs = found.get(name, []), BEST.get(network, {})
+            row: list[Entry | str] = [f"{name} [best of {len(found)}]" if 0 < len(found) < 8 else name]
             for key in ("clean", "winf", "wp"):
-                values = _percent([result["test"][key] for result in found.get(name, [])])
-                base = _percent([_tested(before, key)])
-                theirs, first = BEST.get(network, {}).get(key), BEFORE.get(network, {}).get(key)
-                changed = None if theirs is None or first is None else theirs - first
-                row += [Entry(values, theirs), Entry(tuple(v - b for b in base for v in values), changed)]
+                row.append(self._entry(best, key, theirs.get(key)))
+                if key != "clean":
+                    base = _percent([_tested(before, key)])
+                    changed = tuple(v - b for b in base for v in _percent([_tested(result, key) for result in best]))
+                    row.append(Entry(changed, theirs.get(f"{key} change")))
             table.rows[network] = row
         return table
 
-    def _curves(self, target: str) -> dict[str, Any]:
-        """Return the numbers of a figure."""
+    def _numbers(self, target: str) -> dict[str, Any]:
+        """Return the numbers of a figure: accuracies in percent, Upsilon in loss per input unit."""
         if target == "fig7.1":
             found = {network: self._find(Cell("upsilon", network, self._seeds[0])) for network in self._networks()}
             return {
                 k: {"samples": r["samples"], "reference": r["reference"]} for k, r in found.items() if r is not None
             }
         result = self._find(self._case())
-        if result is None:
+        if result is None or "failed" in result:
             return {}
         _, name, other = CURVES[target]
-        dashed = [r["train_upsilon"] if name == "upsilon" else r[other] for r in _dashed(result, name)]
-        return {"test": [epoch["test"][name] for epoch in result["epochs"]], "dashed": dashed}
+        test = [epoch["test"][name] for epoch in result["epochs"]]
+        if name == "upsilon":
+            return {"test": test, other: [epoch["train_upsilon"] for epoch in result["epochs"]]}
+        second = [record[f"{name}_accuracy"] for record in result["history"]]
+        return {"test": list(_percent(test)), other: list(_percent(second))}
 
-    def _draw(self, target: str, path: Path) -> None:
+    def _draw(self, target: str, numbers: dict[str, Any], path: Path) -> None:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")
-        axes, numbers = figure.subplots(), self._curves(target)
+        axes = figure.subplots()
         if target == "fig7.1":
             for place, (network, found) in enumerate(numbers.items()):
-                (dots,) = axes.plot(range(1, 11), found["samples"], "o", label=network, color=f"C{place}")
-                axes.axhline(found["reference"], linestyle=":", color=dots.get_color())
+                axes.plot(range(1, len(found["samples"]) + 1), found["samples"], "o", label=network, color=f"C{place}")
+                axes.axhline(found["reference"], linestyle=":", color=f"C{place}")
             axes.set(xlabel="sample of a tenth of the training set", ylabel="$\\Upsilon$", ylim=(0, None))
-        elif numbers:
-            label, name, _ = CURVES[target]
-            scale = 1 if name == "upsilon" else 100
-            epochs = range(1, len(numbers["test"]) + 1)
-            axes.plot(epochs, [scale * value for value in numbers["test"]], label="test")
-            other = "training" if name == "upsilon" else "validation"
-            axes.plot(epochs, [scale * value for value in numbers["dashed"]], "--", label=other)
-            axes.set(xlabel="epoch", ylabel=label)
-        if axes.get_legend_handles_labels()[0]:
+        else:
+            for (name, values), style in zip(numbers.items(), ("-", "--"), strict=False):
+                axes.plot(range(1, len(values) + 1), values, style, label=name)
+            axes.set(xlabel="epoch", ylabel=CURVES[target][0])
+        if numbers:
             axes.legend()
         figure.savefig(path, dpi=120)
 
@@ -245,35 +247,51 @@ class Reproduction:
         found = self._laboratory.find(cell)
         return self._laboratory.find(replace(cell, kind="curves")) if found is None and cell.kind == "after" else found
 
+    def _entry(self, results: Sequence[Result | None], name: str, published: float | None) -> Entry:
+        diverged = sum(result is not None and "failed" in result for result in results)
+        return Entry(_percent([_tested(r, name) for r in results]), published, len(self._seeds), diverged)
+
+    def _strong(self, cells: Sequence[Sequence[Result | None]]) -> dict[str, list[Entry | str]]:
+        """Return for every attack that the training did not use one entry for each list of results."""
+        reports = [[result["strong"] for result in results if result and result.get("strong")] for results in cells]
+        first = next((found[0] for found in reports if found), None)
+        if first is None:
+            return {}
+        return {
+            f"{attack['threat']}, {attack['attack']}, {first['samples']} images": [
+                Entry(_percent([report["attacks"][place]["accuracy"] for report in found])) for found in reports
+            ]
+            for place, attack in enumerate(first["attacks"])
+            if attack["order"] is not None
+        }
+
+    def _caption(self, what: str) -> str:
+        """Say what a table shows and how its protocol differs from the paper's."""
+        own, paper = asdict(self._laboratory.protocol), asdict(Protocol())
+        names = [key for key in own if own[key] != paper[key] and key not in ("strong_samples", "autoattack")]
+        differences = ", ".join(f"{key} {own[key]!r}" for key in names)
+        seeds = ", ".join(map(str, self._seeds))
+        done = next((r for r in map(self._laboratory.find, self.planned) if r is not None), None)
+        images = "" if done is None else ", ".join(f"{count} {part}" for part, count in done["images"].items())
+        return (
+            f"{what} Accuracy in %, ours (published). Seeds: {seeds}."
+            + (f" Images: {images}." if images else "")
+            + (f" Other than the paper's: {differences}." if differences else "")
+        )
+
+    def _documented(self, shown: dict[str, Any]) -> dict[str, Any]:
+        own = {"protocol": asdict(self._laboratory.protocol), "seeds": list(self._seeds), "network": self._network}
+        return {"setting": own, **shown}
+
 
 def _percent(values: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(100 * value for value in values if value is not None)
 
 
 def _tested(result: Result | None, name: str) -> float | None:
-    return None if result is None else result["test"][name]
+    return None if result is None or "failed" in result else result["test"][name]
 
 
 def _validated(result: Result) -> float:
     accuracy: float = result["history"][result["best_epoch"]]["wp_accuracy"]
     return accuracy
-
-
-def _dashed(result: Result, name: str) -> list[Result]:
-    records: list[Result] = result["epochs"] if name == "upsilon" else result["history"]
-    return records
-
-
-def _strong(cells: list[list[Result | None]]) -> dict[str, list[Entry | str]]:
-    """Return for every attack that the training did not use one entry for each list of results."""
-    reports = [[result["strong"] for result in results if result and result.get("strong")] for results in cells]
-    first = next((found[0] for found in reports if found), None)
-    if first is None:
-        return {}
-    return {
-        f"{attack['threat']}, {attack['attack']}, {first['samples']} images": [
-            Entry(_percent([report["attacks"][place]["accuracy"] for report in found])) for found in reports
-        ]
-        for place, attack in enumerate(first["attacks"])
-        if attack["order"] is not None
-    }

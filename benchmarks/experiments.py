@@ -21,51 +21,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
 
-from art_wdro import DistributionalTRADESTrainer, WassersteinPGD
-from art_wdro._experiments import Cell, Laboratory, Protocol
-from art_wdro._published import CONFIGURATIONS
+from art_wdro._experiments import Cell, Laboratory, PaperTrainer, Protocol
+from art_wdro._reproduce import Reproduction
 
 SEEDS = (0, 1, 2)
 FASHION = Protocol(
     data="torchvision:FashionMNIST",
-    train_samples=5000,
-    validation_samples=1000,
-    test_samples=2000,
+    train_samples=4000,
+    validation_samples=500,
+    test_samples=1000,
     strong_samples=500,
     autoattack=False,
     eps=0.1,
     max_iter=10,
-    epochs=10,
+    epochs=8,
     batch_size=128,
 )
-SHORT = replace(FASHION, train_samples=3000, validation_samples=500, test_samples=1000, epochs=5)
+SHORT = replace(FASHION, train_samples=3000, epochs=4, upsilon="streaming")
 CIFAR10 = Protocol(
     data="train.npz",
     test_data="test.npz",
     train_samples=3000,
-    validation_samples=500,
-    test_samples=1000,
-    strong_samples=300,
+    validation_samples=200,
+    test_samples=500,
+    strong_samples=250,
     autoattack=False,
     max_iter=10,
-    epochs=5,
+    epochs=4,
     batch_size=256,
     trainer={"precision": "bfloat16"},
 )
-TRADES = {"p": "inf", "loss": "ce"}
-"""The trainer's setting that is TRADES: a pointwise attack on the cross-entropy."""
+POINTWISE = {"p": "inf", "loss": "ce"}
+"""The trainer's setting that is TRADES as ART has it: a pointwise attack on the cross-entropy."""
 ABLATIONS: dict[str, dict[str, Any]] = {
     "base": {},
     "no-perturbation": {},
     "eta-0.1": {},
     "consistency-ce": {"consistency": "ce"},
     "label-predicted": {"attack_label": "predicted"},
-    "streaming-window-4": {"upsilon": "streaming", "window": 4},
-    "streaming-window-16": {"upsilon": "streaming", "window": 16},
-    "fraction-0.05": {"sample_fraction": 0.05},
-    "fraction-0.2": {"sample_fraction": 0.2},
+    "window-4": {"window": 4},
+    "resample-0.05": {"upsilon": "resample", "sample_fraction": 0.05},
+    "resample-0.1": {"upsilon": "resample"},
+    "resample-0.2": {"upsilon": "resample", "sample_fraction": 0.2},
     "path-1.875": {"eps_step": 0.01875},
     "loss-dlr": {"loss": "dlr"},
     "loss-ce": {"loss": "ce"},
@@ -79,33 +78,35 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 """Trainer parameters that differ from the paper's, by name."""
 
 
-class WithoutBudgets(Laboratory):
+class WithoutBudgets(PaperTrainer):
     """Every minibatch gets the whole eps for itself, whatever its share of Upsilon."""
 
-    def _trainer(self, classifier: PyTorchClassifier, keywords: dict[str, Any]) -> DistributionalTRADESTrainer:
-        eps, steps = keywords["eps"], keywords["max_iter"]
-        attack = WassersteinPGD(classifier, eps=eps, eps_step=eps / steps, max_iter=steps, verbose=False)
-        return DistributionalTRADESTrainer(classifier, attack, **keywords)
+    def _budget(self, own: Tensor, count: int) -> Tensor:
+        return torch.full_like(own, self._eps)
+
+
+class LaboratoryWithoutBudgets(Laboratory):
+    """Trains without budgets."""
+
+    trainer = WithoutBudgets
 
 
 def grid(options: dict[str, Any], out: Path) -> None:
-    """Run tables 1 to 4 and figures 7.1 to 7.4 on Fashion-MNIST."""
-    network, laboratory = "pretrained:fashion_mnist", Laboratory(FASHION, out / "grid", **options)
-    for kind in ("before", "budget", "upsilon"):
-        run(laboratory, Cell(kind, network))
-    run(laboratory, Cell("curves", network, 0, "whole", 0.01, 1.0))
-    for seed in SEEDS:
-        for start in ("whole", "last-layer"):
-            for tau, eta in CONFIGURATIONS:
-                run(laboratory, Cell("after", network, seed, start, tau, eta))
+    """Run tables 1 to 5 and figures 7.1 to 7.4 on Fashion-MNIST."""
+    laboratory = Laboratory(FASHION, out / "grid", **options)
+    targets = ("table1", "table2", "table3", "table4", "table5", "fig7.1", "fig7.2", "fig7.3", "fig7.4")
+    reproduction = Reproduction(laboratory, targets, out / "grid", SEEDS, "pretrained:fashion_mnist")
+    for cell in sorted(reproduction.planned, key=lambda cell: cell.seed):
+        run(laboratory, cell)
+    reproduction.write(targets)
 
 
 def decisive(options: dict[str, Any], out: Path) -> None:
-    """Run the compared cells of Fashion-MNIST again, with AutoAttack, beside TRADES continued."""
+    """Run the compared cells of Fashion-MNIST again, with AutoAttack, beside a pointwise attack for as long."""
     network, protocol = "pretrained:fashion_mnist", replace(FASHION, autoattack=True, strong_samples=300)
     run(Laboratory(protocol, out / "decisive", **options), Cell("before", network))
     for seed in SEEDS:
-        for name, trainer in (("paper", {}), ("trades", TRADES)):
+        for name, trainer in (("paper", {}), ("pointwise", POINTWISE)):
             laboratory = Laboratory(replace(protocol, trainer=trainer), out / "decisive" / name, **options)
             run(laboratory, Cell("after", network, seed, "whole", 0.01, 1.0))
 
@@ -114,7 +115,7 @@ def ablations(options: dict[str, Any], out: Path) -> None:
     """Change one choice at a time, on Fashion-MNIST."""
     for seed in SEEDS:
         for name, trainer in ABLATIONS.items():
-            kind = WithoutBudgets if name == "without-budgets" else Laboratory
+            kind = LaboratoryWithoutBudgets if name == "without-budgets" else Laboratory
             laboratory = kind(replace(SHORT, trainer=trainer), out / "ablations" / name, **options)
             start = "none" if name == "no-perturbation" else "whole"
             eta = 0.1 if name == "eta-0.1" else 1.0
@@ -122,11 +123,11 @@ def ablations(options: dict[str, Any], out: Path) -> None:
 
 
 def cifar10(options: dict[str, Any], out: Path) -> None:
-    """Run the decisive cells on CIFAR-10: the paper's, with the pointwise term, and TRADES continued."""
+    """Run the decisive cells on CIFAR-10: the paper's, a pointwise attack for as long, and both together."""
     out, network = out.resolve(), "pretrained:cifar10"
     os.chdir(options.pop("data_dir"))
     run(Laboratory(CIFAR10, out / "cifar10", **options), Cell("before", network))
-    settings = {"paper": {}, "trades": TRADES, "combined": {"gamma": 3.0}}
+    settings = {"paper": {}, "pointwise": POINTWISE, "combined": {"gamma": 3.0}}
     for seed in SEEDS:
         for name, trainer in settings.items():
             protocol = replace(CIFAR10, trainer={**CIFAR10.trainer, **trainer})
