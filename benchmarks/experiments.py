@@ -4,9 +4,10 @@
     python benchmarks/experiments.py grid --data-dir DIR
     python benchmarks/experiments.py decisive --data-dir DIR
     python benchmarks/experiments.py ablations --data-dir DIR
+    python benchmarks/experiments.py combined --data-dir DIR
     python benchmarks/experiments.py cifar10 --data-dir DIR
 
-The first three take Fashion-MNIST as torchvision keeps it in DIR, the last one DIR/train.npz and DIR/test.npz.
+All but the last take Fashion-MNIST as torchvision keeps it in DIR, the last one DIR/train.npz and DIR/test.npz.
 `pretrained.py` makes the networks they start from. A run that is stopped goes on where it was.
 """
 
@@ -20,7 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from art_wdro._experiments import Cell, Laboratory, PaperTrainer, Protocol
@@ -53,6 +56,18 @@ CIFAR10 = Protocol(
     batch_size=256,
     trainer={"precision": "bfloat16"},
 )
+SCRATCH = Protocol(
+    data="digits.npz",
+    train_samples=1000,
+    validation_samples=200,
+    strong_samples=299,
+    autoattack=False,
+    eps=0.1,
+    max_iter=10,
+    epochs=60,
+    batch_size=64,
+    upsilon="streaming",
+)
 POINTWISE = {"p": "inf", "loss": "ce"}
 """The trainer's setting that is TRADES as ART has it: a pointwise attack on the cross-entropy."""
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -66,6 +81,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "resample-0.1": {"upsilon": "resample"},
     "resample-0.2": {"upsilon": "resample", "sample_fraction": 0.2},
     "path-1.875": {"eps_step": 0.01875},
+    "path-4": {"eps_step": 0.04},
     "loss-dlr": {"loss": "dlr"},
     "loss-ce": {"loss": "ce"},
     "p-1.5": {"p": 1.5},
@@ -123,18 +139,36 @@ def ablations(options: dict[str, Any], out: Path) -> None:
 
 
 def cifar10(options: dict[str, Any], out: Path) -> None:
-    """Run the decisive cells on CIFAR-10: the paper's, a pointwise attack for as long, and both together."""
+    """Run the decisive cells on CIFAR-10: the paper's, a pointwise attack, longer steps, and the combined objective."""
     out, network = out.resolve(), "pretrained:cifar10"
     os.chdir(options.pop("data_dir"))
     run(Laboratory(CIFAR10, out / "cifar10", **options), Cell("before", network))
-    settings = {"paper": {}, "pointwise": POINTWISE, "combined": {"gamma": 3.0}}
+    longer = {"eps_step": 1.875 * CIFAR10.eps / CIFAR10.max_iter}
+    settings = {"paper": {}, "pointwise": POINTWISE, "path-1.875": longer, "combined": {"gamma": 3.0}}
     for seed in SEEDS:
         for name, trainer in settings.items():
-            protocol = replace(CIFAR10, trainer={**CIFAR10.trainer, **trainer})
-            run(
-                Laboratory(protocol, out / "cifar10" / name, **options),
-                Cell("after", network, seed, "whole", 0.01, 1.0),
-            )
+            if name != "combined" or seed == 0:
+                protocol = replace(CIFAR10, trainer={**CIFAR10.trainer, **trainer})
+                laboratory = Laboratory(protocol, out / "cifar10" / name, **options)
+                run(laboratory, Cell("after", network, seed, "whole", 0.01, 1.0))
+
+
+def combined(options: dict[str, Any], out: Path) -> None:
+    """Add the pointwise term where fine-tuning loses W_inf accuracy, tau = 0.1, and in training from scratch."""
+    for seed in SEEDS:
+        for gamma in (0.0, 3.0, 6.0):
+            protocol = replace(SHORT, trainer={"gamma": gamma})
+            laboratory = Laboratory(protocol, out / "combined" / f"gamma-{gamma:g}", **options)
+            run(laboratory, Cell("after", "pretrained:fashion_mnist", seed, "whole", 0.1, 1.0))
+    (out / "scratch").mkdir(parents=True, exist_ok=True)
+    os.chdir(out / "scratch")
+    digits = load_digits()
+    np.savez("digits.npz", x=(digits.images / 16).astype(np.float32), y=digits.target)
+    settings = {f"gamma-{gamma:g}": {"gamma": gamma} for gamma in (0.0, 1.0, 3.0, 6.0)} | {"pointwise": POINTWISE}
+    for seed in SEEDS:
+        for name, trainer in settings.items():
+            laboratory = Laboratory(replace(SCRATCH, trainer=trainer), Path(name), **options)
+            run(laboratory, Cell("after", "pretrained:untrained_digits", seed, "none", 0.1, 1.0))
 
 
 def run(laboratory: Laboratory, cell: Cell) -> None:
@@ -149,7 +183,7 @@ def run(laboratory: Laboratory, cell: Cell) -> None:
 def main() -> None:
     """Run one set of experiments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    experiments = {"grid": grid, "decisive": decisive, "ablations": ablations, "cifar10": cifar10}
+    experiments = {f.__name__: f for f in (grid, decisive, ablations, combined, cifar10)}
     parser.add_argument("name", choices=tuple(experiments))
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))

@@ -77,6 +77,12 @@ def cifar10() -> nn.Module:
     return pretrained("cifar10")
 
 
+def untrained_digits() -> nn.Module:
+    """Return the architecture for scikit-learn's digits, as it is before training."""
+    torch.manual_seed(0)
+    return small_cnn(1, 10, 8)
+
+
 def augmented(x: Tensor) -> Tensor:
     """Shift and flip every image."""
     count, _, side, _ = x.shape
