@@ -3,6 +3,7 @@
 
 from art_wdro._attacks import WassersteinFGM, WassersteinPGD
 from art_wdro._coupling import sharded
+from art_wdro._distributional_attack import WassersteinDistributionalAttack
 from art_wdro._evaluation import evaluate
 from art_wdro._knapsack import knapsack_accuracy
 from art_wdro._knapsack_attack import WassersteinKnapsack
@@ -20,6 +21,7 @@ __all__ = [
     "DistributionalTRADESTrainer",
     "ReDLRLoss",
     "Report",
+    "WassersteinDistributionalAttack",
     "WassersteinFGM",
     "WassersteinKnapsack",
     "WassersteinPGD",

@@ -19,6 +19,9 @@ from art_wdro._coupling import all_rows, total
 from art_wdro._knapsack import fill
 from art_wdro._least_distances import least_distances
 from art_wdro._rows import mixed
+from art_wdro._stepping_out import stepped_out_distances
+
+SEARCHES = ("newton", "stepping-out")
 
 
 class WassersteinKnapsack(WassersteinAttack):
@@ -40,7 +43,7 @@ class WassersteinKnapsack(WassersteinAttack):
     p = inf is the pointwise minimum-norm attack, and p = 1 is allowed.
     """
 
-    attack_params = [*WassersteinAttack.attack_params, "max_iter"]
+    attack_params = [*WassersteinAttack.attack_params, "max_iter", "search"]
     _order_one = True
 
     def __init__(
@@ -52,6 +55,7 @@ class WassersteinKnapsack(WassersteinAttack):
         max_iter: int = 300,
         batch_size: int = 128,
         verbose: bool = True,
+        search: str = "newton",
     ) -> None:
         """Create the attack.
 
@@ -63,35 +67,40 @@ class WassersteinKnapsack(WassersteinAttack):
             leave earlier.
         :param batch_size: Samples in one forward and backward pass.
         :param verbose: Show a progress bar over the batches.
+        :param search: How least distances are found: "newton" follows Newton's rule for the radius; "stepping-out"
+            takes steps of eps / 4 until the class flips and bisects the last one, which is cheaper and coarser (WDA++
+            of arXiv:2510.10000).
         :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
         """
         super().__init__(estimator, p, norm, eps, batch_size, verbose)
         self.max_iter = max_iter
+        self.search = search
         self._check_params()
 
     def _check_params(self) -> None:
         super()._check_params()
         self.max_iter = _checks.integer("max_iter", self.max_iter, 1)
+        self.search = _checks.choice("search", self.search, SEARCHES)
 
     def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
         def progress(batches: Iterable[Tensor]) -> Any:
             return tqdm(batches, desc=type(self).__name__, leave=False, disable=not self._shows_progress())
 
-        found = least_distances(
-            _bridge.logits_of(self.estimator),
-            x,
-            labels,
-            _checks.ground_norm(self.norm),
-            max_iter=self.max_iter,
-            batch_size=self.batch_size,
-            box=_bridge.box(self.estimator),
-            mask=mask,
-            device=self.estimator.device,
-            saved=saved,
-            progress=progress,
-        )
+        setting: dict[str, Any] = {
+            "max_iter": self.max_iter,
+            "batch_size": self.batch_size,
+            "box": _bridge.box(self.estimator),
+            "mask": mask,
+            "device": self.estimator.device,
+            "progress": progress,
+        }
+        function, r = _bridge.logits_of(self.estimator), _checks.ground_norm(self.norm)
+        if self.search == "newton":
+            found = least_distances(function, x, labels, r, saved=saved, **setting)
+        else:
+            found = stepped_out_distances(function, x, labels, r, step=self.eps / 4, **setting)
         self.distances_: np.ndarray = found.distances.cpu().numpy()
         self.nearest_: np.ndarray = found.x.cpu().numpy()
         spent, count = total(torch.tensor([found.gradients, len(x)], dtype=torch.float64)).tolist()

@@ -26,14 +26,12 @@ from art_wdro._checkpoint import Progress
 from art_wdro._geometry import (
     displace,
     dual_exponent,
-    movable_coordinates,
     per_sample,
-    project_in_box,
-    sample_direction,
     sample_norms,
 )
 from art_wdro._iterate import Box
 from art_wdro._losses import as_float
+from art_wdro._margins import Margins
 from art_wdro._rows import Rows, parts, staged
 
 STEPS_OF_A_RUN = 45
@@ -46,12 +44,6 @@ FIRST_CHANGE, LAST_CHANGE = 0.05, 0.001
 INERTIA = 0.25
 WORTHWHILE = 2.0
 """A further class is searched where its distance to first order is below so many times the distance found."""
-CERTAIN = 3e-6
-"""Margin, relative to the two logits compared, from which a class counts as changed.
-
-Predictions in other batches then agree. It is some 25 units in the last place of float32, and Newton's rule aims at
-twice as much.
-"""
 
 
 class LeastDistances(NamedTuple):
@@ -130,7 +122,7 @@ def least_distances(
     return LeastDistances(distances, nearest.whole(), gradients)
 
 
-class _Search:
+class _Search(Margins):
     """The search for one batch of samples, none of them misclassified."""
 
     def __init__(
@@ -142,14 +134,10 @@ class _Search:
         box: Box | None,
         mask: Tensor | None,
     ) -> None:
-        self.logits_of, self.x, self.labels, self.r, self.mask = logits_of, x, labels[:, None], r, mask
-        lower, upper = (x.new_full((), -torch.inf), x.new_full((), torch.inf)) if box is None else box
-        self.box = lower, upper
-        self.lower, self.upper = (lower - x).clamp(max=0.0), (upper - x).clamp(min=0.0)
+        super().__init__(logits_of, x, labels, r, box, mask)
         self.reach = sample_norms(torch.maximum(-self.lower, self.upper), r)
         self.radius = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self.nearest = x.clone()
-        self.gradients = 0
 
     def distances(self) -> Tensor:
         """Return the least distances, (N,), from the points themselves in float64."""
@@ -162,7 +150,7 @@ class _Search:
         if count < 2:
             self._descend(None, max_iter)
             return
-        leading, classes, estimates = self._nearest_classes(count)
+        leading, classes, estimates = self.nearest_classes(count)
         left = max_iter - classes.shape[1]
         runs = min(max(1, round(left / STEPS_OF_A_RUN)), classes.shape[1] + 1) if classes.shape[1] > 1 else 1
         # where the leading class is the nearest one anyway, a run along it would only repeat the first
@@ -191,26 +179,6 @@ class _Search:
         self.radius[rows], self.nearest[rows] = part.radius, part.nearest
         self.gradients += part.gradients
 
-    def _nearest_classes(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Order the classes with the largest logits by distance to first order, margin over dual norm.
-
-        :return: The class with the largest logit, (N,), the classes in order, (N, count), and their estimates.
-        """
-        x = self.x.detach().requires_grad_()
-        with torch.enable_grad():
-            differences = self._differences(as_float(self.logits_of(x)))
-            classes = differences.detach().topk(min(count, differences.shape[1] - 1), dim=1).indices
-            found = []
-            for column in range(classes.shape[1]):
-                margin = differences.gather(1, classes[:, column : column + 1])[:, 0]
-                (gradient,) = torch.autograd.grad(margin.sum(), x, retain_graph=True)
-                gradient = self._usable(gradient, self.x)
-                slope = sample_norms(gradient, dual_exponent(self.r))
-                found.append(torch.where(slope > 0, -margin.detach() / slope, torch.inf))
-        self.gradients += classes.numel()
-        estimates, order = torch.stack(found, 1).sort(dim=1, stable=True)
-        return classes[:, 0], classes.gather(1, order), estimates
-
     def _descend(self, target: Tensor | None, steps: int) -> None:
         """Search along one class, or along the leading one, from the samples themselves."""
         x = self.x
@@ -229,9 +197,9 @@ class _Search:
             longer = torch.maximum(newton, norm * (1 + change))
             radius = torch.minimum(torch.where(margin > 0, shorter, longer), self.radius * (1 - change))
             radius = torch.minimum(radius, self.reach)
-            moved = self._project(delta + self._direction(gradient) * per_sample(length * radius, x), radius)
+            moved = self.project(delta + self.direction(gradient) * per_sample(length * radius, x), radius)
             if step > 0:
-                moved = self._project(delta + (1 - INERTIA) * (moved - delta) + INERTIA * velocity, radius)
+                moved = self.project(delta + (1 - INERTIA) * (moved - delta) + INERTIA * velocity, radius)
             velocity = moved - delta
             point = displace(x, moved).clamp(*self.box)
         with torch.no_grad():
@@ -239,45 +207,14 @@ class _Search:
 
     def _evaluate(self, point: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return how far the margin towards the target exceeds what counts, and its usable gradient; offer `point`."""
-        point = point.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = as_float(self.logits_of(point))
-            differences = self._differences(logits)
-            margin = differences.amax(1) if target is None else differences.gather(1, target[:, None])[:, 0]
-            if not margin.requires_grad:
-                raise ValueError("the classifier's logits do not depend differentiably on x")
-            (gradient,) = torch.autograd.grad(margin.sum(), point)
-        self.gradients += len(point)
-        point = point.detach()
-        certain = self._offer(point, logits.detach())
-        return margin.detach().double() - 2 * certain, self._usable(gradient, point)
+        logits, margin, gradient = self.evaluate(point, target)
+        return margin.double() - 2 * self._offer(point, logits), gradient
 
     def _offer(self, point: Tensor, logits: Tensor) -> Tensor:
         """Keep the points of another class that are nearer than those found; return the margin that counts as one."""
-        own = logits.gather(1, self.labels)[:, 0]
-        other = logits.scatter(1, self.labels, -torch.inf).amax(1)
-        certain = CERTAIN * torch.maximum(own.abs(), other.abs())
+        excess, certain = self.excess(logits)
         norm = sample_norms(point - self.x, self.r)
-        nearer = (other - own > certain) & (norm < self.radius)
+        nearer = (excess > certain) & (norm < self.radius)
         self.radius = torch.where(nearer, norm, self.radius)
         self.nearest = torch.where(per_sample(nearer, point) > 0, point, self.nearest)
         return certain.double()
-
-    def _usable(self, gradient: Tensor, point: Tensor) -> Tensor:
-        """Zero the gradient where the box or the mask holds a coordinate, and where it is not finite."""
-        free = movable_coordinates(point, gradient, *self.box)
-        if self.mask is not None:
-            free &= self.mask
-        return gradient.nan_to_num(posinf=0.0, neginf=0.0) * free
-
-    def _direction(self, gradient: Tensor) -> Tensor:
-        """Return the direction of a step: steepest for l_inf and l_2; l_1 takes l_2's, not one coordinate at a time."""
-        return sample_direction(gradient, self.r if math.isinf(self.r) else 2.0)
-
-    def _project(self, delta: Tensor, radius: Tensor) -> Tensor:
-        return project_in_box(delta, radius, self.r, self.lower, self.upper)
-
-    def _differences(self, logits: Tensor) -> Tensor:
-        """Return z_j - z_y, (N, K), and -inf at the label itself."""
-        own = logits.gather(1, self.labels)
-        return (logits - own).scatter(1, self.labels, -torch.inf)

@@ -173,6 +173,11 @@ def _values(objective: Objective, x: Tensor, labels: Tensor, batch_size: int, cl
     return Value(losses, standing)
 
 
+def _standing(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """Tell which samples are classified correctly, on the host."""
+    return _bridge.predicted_labels(classifier, x, batch_size).cpu() == labels.cpu()
+
+
 def adversarial_accuracy(
     classifier: PyTorchClassifier,
     x: Any,
@@ -187,6 +192,8 @@ def adversarial_accuracy(
     verbose: bool = False,
 ) -> float:
     """Measure the accuracy on what an attack makes of the whole data set.
+
+    An attack that splits mass, as :class:`WassersteinDistributionalAttack` does, counts by the mass at each point.
 
     :param classifier: The classifier to evaluate.
     :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch.
@@ -221,5 +228,9 @@ def adversarial_accuracy(
         array = inputs.cpu().numpy()
         own = isinstance(attack, WassersteinAttack)  # another one might write to what it is given
         adversarial = attack.generate(array if own else array.copy(), labels.cpu().numpy())
-        predicted = _bridge.predicted_labels(classifier, torch.from_numpy(adversarial), batch_size)
-    return mean(predicted.cpu() == labels.cpu())
+        standing = _standing(classifier, torch.from_numpy(adversarial), labels, batch_size)
+        mass = getattr(attack, "mass_", None)
+        if mass is not None:
+            before = _standing(classifier, inputs, labels, batch_size)
+            standing = torch.from_numpy(mass) * standing + (1 - torch.from_numpy(mass)) * before
+    return mean(standing)
