@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 from art_wdro._experiments import TRAINED, Cell, Laboratory, Protocol, Result
 from art_wdro._files import write_atomically, write_text
 from art_wdro._published import BEFORE, BEST, BUDGET, CONFIGURATIONS, GRIDS, NETWORKS, ZHANG
+from art_wdro._trainer import DistributionalTRADESTrainer
 
 LABELS = {"clean": "clean", "budget": "W_2, a budget each minibatch", "winf": "W_inf", "wp": "W_2"}
 CURVES = {
@@ -28,6 +30,7 @@ CURVES = {
     "fig7.4": ("$\\Upsilon$", "upsilon", "training"),
 }
 """Label, figure and second set of images, by figure."""
+PARAMETERS = signature(DistributionalTRADESTrainer).parameters
 TARGETS = (*(f"table{number}" for number in range(1, 12)), "fig7.1", *CURVES)
 """Everything that can be reproduced."""
 
@@ -268,6 +271,8 @@ class Reproduction:
     def _caption(self, what: str) -> str:
         """Say what a table shows and how its protocol differs from the paper's."""
         own, paper = asdict(self._laboratory.protocol), asdict(Protocol())
+        own |= own.pop("trainer")
+        paper |= {name: parameter.default for name, parameter in PARAMETERS.items() if name not in paper}
         names = [key for key in own if own[key] != paper[key] and key not in ("strong_samples", "autoattack")]
         differences = ", ".join(f"{key} {own[key]!r}" for key in names)
         seeds = ", ".join(map(str, self._seeds))

@@ -43,7 +43,7 @@ def main() -> None:
             continue
         cell["variant"] = str(file.parent.relative_to(args.folder))
         cells.append(compact(cell))
-        if "test" in cell and cell["cell"]["kind"] != "curves":
+        if "test" in cell:
             groups[name(cell)].append(figures(cell))
     curve = [f"knapsack at {share:g} eps" for share in SHARES[:-1]]
     columns = {k: v for k, v in COLUMNS.items() if any(k in row for rows in groups.values() for row in rows)}
@@ -60,7 +60,12 @@ def main() -> None:
 def name(cell: dict[str, Any]) -> str:
     """Return what cells that differ in the seed alone have in common."""
     own = cell["cell"]
-    parts = [own["kind"], own["start"], own["tau"] and f"tau {own['tau']}", own["eta"] and f"eta {own['eta']}"]
+    parts = [
+        "before" if own["kind"] == "before" else "after",
+        own["start"],
+        own["tau"] and f"tau {own['tau']}",
+        own["eta"] and f"eta {own['eta']}",
+    ]
     variant = [] if cell["variant"] == "." else [cell["variant"]]
     return ", ".join([*variant, *(str(part) for part in parts if part)])
 
