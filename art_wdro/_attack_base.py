@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from art.estimators.classification.classifier import ClassifierMixin
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from art.summary_writer import SummaryWriter
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
 from art_wdro._checkpoint import Progress, described, fingerprint
@@ -128,6 +130,10 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
             if saved is not None:
                 saved.finish()
         return adversarial
+
+    def _bar(self, batches: Iterable[Tensor]) -> Any:
+        """Wrap an iteration over batches in a progress bar."""
+        return tqdm(batches, desc=type(self).__name__, leave=False, disable=not self._shows_progress())
 
     def _shows_progress(self) -> bool:
         return self.verbose and is_first()

@@ -7,7 +7,6 @@ attack, 2025, arXiv:2510.10000.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -17,8 +16,8 @@ from torch import Tensor
 from art_wdro._geometry import displace, per_sample
 from art_wdro._iterate import Box
 from art_wdro._losses import as_float
-from art_wdro._margins import Margins
-from art_wdro._rows import Rows, parts, staged
+from art_wdro._margins import Margins, cosine, standing_samples
+from art_wdro._rows import Rows, parts
 
 FIRST_STEP, LAST_STEP = 1.0, 0.02
 """Length of a step in radii of the ball, falling along a cosine."""
@@ -72,11 +71,7 @@ def attack_in_balls(
     """
     data = Rows(x, device or x.device).pinned()
     movable = None if mask is None else Rows(mask, data.device)
-    standing = torch.zeros_like(labels, dtype=torch.bool)
-    with torch.no_grad():
-        for rows, points in staged(parts(len(data), batch_size), data):
-            standing[rows] = logits_of(points).argmax(1) == labels[rows]
-    chosen = standing.nonzero()[:, 0]
+    standing, chosen = standing_samples(logits_of, data, labels, batch_size)
     found = data.clone()
     gradients = 0
     for rows in progress([chosen[part] for part in parts(len(chosen), batch_size)]):
@@ -90,18 +85,10 @@ def attack_in_balls(
 class _Ball(Margins):
     """The attack on one batch of samples, none of them misclassified."""
 
-    def __init__(
-        self,
-        logits_of: Callable[[Tensor], Tensor],
-        x: Tensor,
-        labels: Tensor,
-        r: float,
-        box: Box | None,
-        mask: Tensor | None,
-    ) -> None:
-        super().__init__(logits_of, x, labels, r, box, mask)
-        self.best = x.clone()
-        self._largest = torch.full((len(x),), -torch.inf, device=x.device)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.best = self.x.clone()
+        self._largest = torch.full((len(self.x),), -torch.inf, device=self.x.device)
 
     def run(self, radius: float, steps: int, classes: int) -> None:
         """Probe the classes with the largest logits, then pursue the most promising where nothing was found yet."""
@@ -115,8 +102,7 @@ class _Ball(Margins):
         left = (self._largest <= 0).nonzero()[:, 0]
         if len(left) == 0:
             return
-        mask = None if self.mask is None else self.mask[left]
-        part = _Ball(self.logits_of, self.x[left], self.labels[left, 0], self.r, self.box, mask)
+        part = self.part(left)
         part.best, part._largest = self.best[left], self._largest[left]
         part._ascend(target[left], radius, steps)
         self.best[left] = part.best
@@ -126,7 +112,7 @@ class _Ball(Margins):
         """Ascend the margin towards a class from the samples themselves; return the last one, (N,)."""
         point, radii = self.x, torch.full((len(self.x),), radius, dtype=torch.float64, device=self.x.device)
         for step in range(steps):
-            length = LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 + math.cos(math.pi * step / steps)) / 2
+            length = LAST_STEP + (FIRST_STEP - LAST_STEP) * cosine(step, steps)
             logits, _, gradient = self.evaluate(point, target)
             self._offer(point, logits)
             delta = point - self.x + self.direction(gradient) * per_sample(length * radii, self.x)

@@ -146,6 +146,12 @@ def mean(values: Tensor) -> float:
     return (sums[0] / sums[1]).item()
 
 
+def average(amount: int, samples: int) -> float:
+    """Compute what one sample takes of an amount, where amounts and samples lie on several ranks."""
+    amounts, number = total(torch.tensor([amount, samples], dtype=torch.float64)).tolist()
+    return float(amounts / number)
+
+
 def count(number: int) -> int:
     """Sum a whole number over all ranks."""
     group = shards()

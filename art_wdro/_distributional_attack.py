@@ -4,20 +4,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
-import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
 from art_wdro._attack_base import WassersteinAttack
 from art_wdro._ball_attack import attack_in_balls
 from art_wdro._checkpoint import Progress
-from art_wdro._coupling import total
+from art_wdro._coupling import average
 
 
 class WassersteinDistributionalAttack(WassersteinAttack):
@@ -92,9 +88,6 @@ class WassersteinDistributionalAttack(WassersteinAttack):
         return float(self.eps * self.kappa ** (1 / self.p))
 
     def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
-        def progress(batches: Iterable[Tensor]) -> Any:
-            return tqdm(batches, desc=type(self).__name__, leave=False, disable=not self._shows_progress())
-
         found = attack_in_balls(
             _bridge.logits_of(self.estimator),
             x,
@@ -107,9 +100,8 @@ class WassersteinDistributionalAttack(WassersteinAttack):
             box=_bridge.box(self.estimator),
             mask=mask,
             device=self.estimator.device,
-            progress=progress,
+            progress=self._bar,
         )
         self.mass_: np.ndarray = found.standing.cpu().numpy() / self.kappa
-        spent, count = total(torch.tensor([found.gradients, len(x)], dtype=torch.float64)).tolist()
-        self.gradients_: float = spent / count
+        self.gradients_: float = average(found.gradients, len(x))
         return found.x

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
 from art_wdro._attacks import WassersteinPGD
-from art_wdro._coupling import all_rows, count, everywhere, is_first, mean, together, total
+from art_wdro._coupling import all_rows, average, count, everywhere, is_first, mean, together, total
 from art_wdro._datasets import as_arrays
 from art_wdro._geometry import displace, project_on_balls
 from art_wdro._knapsack_attack import WassersteinKnapsack
@@ -210,8 +210,7 @@ def _autoattack_runner(
             radii = torch.full((len(x),), eps, dtype=torch.float64, device=device)
             delta = project_on_balls(adversarial.detach() - x.to(device), radii, r)
             adversarial = displace(x.to(device), delta).clamp(0.0, 1.0)
-        spent, samples = total(torch.tensor([evaluations, len(x)], dtype=torch.float64)).tolist()
-        return adversarial.cpu().numpy(), spent / samples
+        return adversarial.cpu().numpy(), average(evaluations, len(x))
 
     return run
 

@@ -138,6 +138,7 @@ class Laboratory:
         self.protocol, self._folder = protocol, folder
         self._data_dir, self._download, self._model_dir, self._device = data_dir, download, model_dir, device
         self._keep_weights, self._verbose = keep_weights, verbose
+        self._split: tuple[int, Split, Split] | None = None
 
     def check(self, cell: Cell) -> None:
         """Refuse what a cell would refuse, before any is run: data, network, device and settings.
@@ -377,8 +378,6 @@ class Laboratory:
             train, rest = np.split(rows, [min(setting.train_samples, len(rows) * 4 // 5)])
             self._split = seed, whole.choose(train), whole.choose(rest[: setting.validation_samples])
         return self._split[1:]
-
-    _split: tuple[int, Split, Split] | None = None
 
 
 def paper_attack(classifier: PyTorchClassifier, p: float, eps: float) -> WassersteinPGD:

@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
 from art_wdro._attack_base import WassersteinAttack
 from art_wdro._checkpoint import Progress
-from art_wdro._coupling import all_rows, total
+from art_wdro._coupling import all_rows, average
 from art_wdro._knapsack import fill
 from art_wdro._least_distances import least_distances
 from art_wdro._rows import mixed
@@ -85,16 +83,13 @@ class WassersteinKnapsack(WassersteinAttack):
         self.search = _checks.choice("search", self.search, SEARCHES)
 
     def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
-        def progress(batches: Iterable[Tensor]) -> Any:
-            return tqdm(batches, desc=type(self).__name__, leave=False, disable=not self._shows_progress())
-
         setting: dict[str, Any] = {
             "max_iter": self.max_iter,
             "batch_size": self.batch_size,
             "box": _bridge.box(self.estimator),
             "mask": mask,
             "device": self.estimator.device,
-            "progress": progress,
+            "progress": self._bar,
         }
         function, r = _bridge.logits_of(self.estimator), _checks.ground_norm(self.norm)
         if self.search == "newton":
@@ -103,8 +98,7 @@ class WassersteinKnapsack(WassersteinAttack):
             found = stepped_out_distances(function, x, labels, r, step=self.eps / 4, **setting)
         self.distances_: np.ndarray = found.distances.cpu().numpy()
         self.nearest_: np.ndarray = found.x.cpu().numpy()
-        spent, count = total(torch.tensor([found.gradients, len(x)], dtype=torch.float64)).tolist()
-        self.gradients_: float = spent / count
+        self.gradients_: float = average(found.gradients, len(x))
         whole, own = all_rows(found.distances)
         filling = fill(whole.cpu().numpy(), self.eps, self.p)
         self.fraction_: float = filling.fraction

@@ -15,7 +15,6 @@ Hein, Auto-PGD, 2020, arXiv:2003.01690.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -31,8 +30,8 @@ from art_wdro._geometry import (
 )
 from art_wdro._iterate import Box
 from art_wdro._losses import as_float
-from art_wdro._margins import Margins
-from art_wdro._rows import Rows, parts, staged
+from art_wdro._margins import Margins, cosine, standing_samples
+from art_wdro._rows import Rows, parts
 
 STEPS_OF_A_RUN = 45
 CLASSES = 9
@@ -92,14 +91,10 @@ def least_distances(
     """
     data = Rows(x, device or x.device).pinned()
     movable = None if mask is None else Rows(mask, data.device)
-    with torch.no_grad():
-        standing = torch.zeros_like(labels, dtype=torch.bool)
-        for rows, points in staged(parts(len(data), batch_size), data):
-            standing[rows] = logits_of(points).argmax(1) == labels[rows]
     distances = torch.zeros(len(data), dtype=torch.float64, device=data.device)
     nearest = data.clone()
     gradients = done = 0
-    chosen = standing.nonzero()[:, 0]
+    _, chosen = standing_samples(logits_of, data, labels, batch_size)
     earlier = None if saved is None else saved.load()
     if earlier is not None:
         done, gradients, distances = earlier["done"], earlier["gradients"], earlier["distances"].to(distances)
@@ -125,19 +120,11 @@ def least_distances(
 class _Search(Margins):
     """The search for one batch of samples, none of them misclassified."""
 
-    def __init__(
-        self,
-        logits_of: Callable[[Tensor], Tensor],
-        x: Tensor,
-        labels: Tensor,
-        r: float,
-        box: Box | None,
-        mask: Tensor | None,
-    ) -> None:
-        super().__init__(logits_of, x, labels, r, box, mask)
-        self.reach = sample_norms(torch.maximum(-self.lower, self.upper), r)
-        self.radius = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-        self.nearest = x.clone()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.reach = sample_norms(torch.maximum(-self.lower, self.upper), self.r)
+        self.radius = torch.full((len(self.x),), torch.inf, dtype=torch.float64, device=self.x.device)
+        self.nearest = self.x.clone()
 
     def distances(self) -> Tensor:
         """Return the least distances, (N,), from the points themselves in float64."""
@@ -172,8 +159,7 @@ class _Search(Margins):
         rows = chosen.nonzero()[:, 0]
         if len(rows) == 0:
             return
-        mask = None if self.mask is None else self.mask[rows]
-        part = _Search(self.logits_of, self.x[rows], self.labels[rows, 0], self.r, self.box, mask)
+        part = self.part(rows)
         part.radius, part.nearest = self.radius[rows], self.nearest[rows]
         part._descend(None if target is None else target[rows], steps)
         self.radius[rows], self.nearest[rows] = part.radius, part.nearest
@@ -185,9 +171,9 @@ class _Search(Margins):
         point = x
         velocity = torch.zeros_like(x)
         for step in range(steps):
-            cosine = (1 + math.cos(math.pi * step / steps)) / 2
-            length = LAST_STEP + (FIRST_STEP - LAST_STEP) * cosine
-            change = LAST_CHANGE + (FIRST_CHANGE - LAST_CHANGE) * cosine
+            left = cosine(step, steps)
+            length = LAST_STEP + (FIRST_STEP - LAST_STEP) * left
+            change = LAST_CHANGE + (FIRST_CHANGE - LAST_CHANGE) * left
             margin, gradient = self._evaluate(point, target)
             delta = point - x
             norm = sample_norms(delta, self.r)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from art_wdro._geometry import dual_exponent, movable_coordinates, project_in_box, sample_direction, sample_norms
 from art_wdro._iterate import Box
 from art_wdro._losses import as_float
+from art_wdro._rows import Rows, parts, staged
 
 CERTAIN = 3e-6
 """Margin, relative to the two logits compared, from which a class counts as changed.
@@ -21,6 +24,26 @@ twice as much.
 """
 
 
+Self = TypeVar("Self", bound="Margins")
+
+
+def cosine(step: int, steps: int) -> float:
+    """Return what is left of a schedule that falls from 1 towards 0 along a cosine."""
+    return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def standing_samples(
+    logits_of: Callable[[Tensor], Tensor], data: Rows, labels: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Tell which samples are classified correctly, boolean, (N,), and which indices they have."""
+    standing = torch.zeros_like(labels, dtype=torch.bool)
+    with torch.no_grad():
+        for rows, points in staged(parts(len(data), batch_size), data):
+            standing[rows] = logits_of(points).argmax(1) == labels[rows]
+    return standing, standing.nonzero()[:, 0]
+
+
+@dataclass(eq=False)
 class Margins:
     """One batch of samples, the logits around them, and where they may move.
 
@@ -28,24 +51,28 @@ class Margins:
     :param x: Inputs, (N, ...), inside the box.
     :param labels: Class indices, (N,).
     :param r: Exponent of the ground norm.
-    :param box: Bounds of the inputs, or None.
+    :param bounds: Bounds of the inputs, or None.
     :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
     """
 
-    def __init__(
-        self,
-        logits_of: Callable[[Tensor], Tensor],
-        x: Tensor,
-        labels: Tensor,
-        r: float,
-        box: Box | None,
-        mask: Tensor | None,
-    ) -> None:
-        self.logits_of, self.x, self.labels, self.r, self.mask = logits_of, x, labels[:, None], r, mask
-        lower, upper = (x.new_full((), -torch.inf), x.new_full((), torch.inf)) if box is None else box
-        self.box = lower, upper
-        self.lower, self.upper = (lower - x).clamp(max=0.0), (upper - x).clamp(min=0.0)
+    logits_of: Callable[[Tensor], Tensor]
+    x: Tensor
+    labels: Tensor
+    r: float
+    bounds: Box | None
+    mask: Tensor | None
+
+    def __post_init__(self) -> None:
+        """Derive the box and the room of every coordinate."""
+        x = self.x
+        self.box = (x.new_full((), -torch.inf), x.new_full((), torch.inf)) if self.bounds is None else self.bounds
+        self.lower, self.upper = (self.box[0] - x).clamp(max=0.0), (self.box[1] - x).clamp(min=0.0)
         self.gradients = 0
+
+    def part(self: Self, rows: Tensor) -> Self:
+        """Return the same for some of the samples."""
+        mask = None if self.mask is None else self.mask[rows]
+        return type(self)(self.logits_of, self.x[rows], self.labels[rows], self.r, self.bounds, mask)
 
     def evaluate(self, point: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits at a point, the margin towards the target or the leading class, and its usable gradient.
@@ -85,13 +112,13 @@ class Margins:
 
     def differences(self, logits: Tensor) -> Tensor:
         """Return z_j - z_y, (N, K), and -inf at the label itself."""
-        own = logits.gather(1, self.labels)
-        return (logits - own).scatter(1, self.labels, -torch.inf)
+        own = logits.gather(1, self.labels[:, None])
+        return (logits - own).scatter(1, self.labels[:, None], -torch.inf)
 
     def excess(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far the leading other class exceeds the label's, (N,), and how far it must to count as certain."""
-        own = logits.gather(1, self.labels)[:, 0]
-        other = logits.scatter(1, self.labels, -torch.inf).amax(1)
+        own = logits.gather(1, self.labels[:, None])[:, 0]
+        other = logits.scatter(1, self.labels[:, None], -torch.inf).amax(1)
         return other - own, CERTAIN * torch.maximum(own.abs(), other.abs())
 
     def usable(self, gradient: Tensor, point: Tensor) -> Tensor:

@@ -101,8 +101,7 @@ class Report:
     def to_markdown(self) -> str:
         """Return a table in Markdown."""
         head = ["threat", "attack", "accuracy in %", "spent / eps", "gradients a sample", "seconds"]
-        lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *self._cells())]
-        return "\n".join([*lines, "", *(f"{note}  " for note in self._notes())])
+        return "\n".join([*markdown_lines(head, self._cells()), "", *(f"{note}  " for note in self._notes())])
 
     def __str__(self) -> str:
         """Return a table for a terminal."""
@@ -162,6 +161,11 @@ class Report:
             for loss, b in self.bounds.items()
         ]
         return notes + [f"Warning: {text}" for text in self.warnings]
+
+
+def markdown_lines(head: list[str], body: list[list[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
 
 
 def _plain(value: Any) -> Any:

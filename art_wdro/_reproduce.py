@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from art_wdro._experiments import TRAINED, Cell, Laboratory, Protocol, Result
 from art_wdro._files import write_atomically, write_text
 from art_wdro._published import BEFORE, BEST, BUDGET, CONFIGURATIONS, GRIDS, NETWORKS, ZHANG
+from art_wdro._report import markdown_lines
 from art_wdro._trainer import DistributionalTRADESTrainer
 
 LABELS = {"clean": "clean", "budget": "W_2, a budget each minibatch", "winf": "W_inf", "wp": "W_2"}
@@ -71,8 +72,7 @@ class Table:
         """Return the table in Markdown."""
         head = ["", *self.columns]
         body = [[name, *map(str, entries)] for name, entries in self.rows.items()]
-        lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
-        return "\n".join([self.caption, "", *lines, ""])
+        return "\n".join([self.caption, "", *markdown_lines(head, body), ""])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""

@@ -81,7 +81,7 @@ class _Walk(Margins):
             walking = (~out).nonzero()[:, 0]
             if len(walking) == 0:
                 break
-            part = self._part(walking)
+            part = self.part(walking)
             point = after[walking]
             _, _, gradient = part.evaluate(point, target[walking])
             self.gradients += len(walking)
@@ -100,10 +100,6 @@ class _Walk(Margins):
         found = sample_norms(nearest.double() - self.x.double(), self.r)
         distances = torch.where(out, torch.where(start, 0.0, found), torch.inf)
         return distances, torch.where(per_sample(out & ~start, nearest) > 0, nearest, self.x)
-
-    def _part(self, rows: Tensor) -> _Walk:
-        mask = None if self.mask is None else self.mask[rows]
-        return _Walk(self.logits_of, self.x[rows], self.labels[rows, 0], self.r, self.box, mask)
 
     def _is_out(self, point: Tensor) -> Tensor:
         with torch.no_grad():

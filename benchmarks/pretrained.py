@@ -21,7 +21,9 @@ from typing import NamedTuple
 import torch
 from networks import KEPT, load, small_cnn, small_resnet
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, pad
+from torch.nn.functional import cross_entropy, pad
+
+from art_wdro._training import kl_consistency
 
 VALIDATION = 5000
 """Training images left out here.
@@ -94,18 +96,13 @@ def augmented(x: Tensor) -> Tensor:
     return pad(x, (4, 4, 4, 4))[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def divergence(clean: Tensor, attacked: Tensor) -> Tensor:
-    """Return the mean Kullback-Leibler divergence of two batches of logits."""
-    return kl_div(attacked.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
-
-
 def perturbed(model: nn.Module, x: Tensor, setting: Setting) -> Tensor:
     """Attack a batch with a few steps from a random start in the ball."""
     clean = model(x).detach()
     delta = torch.empty_like(x).uniform_(-setting.eps, setting.eps)
     for _ in range(setting.steps):
         delta.requires_grad_()
-        (gradient,) = torch.autograd.grad(divergence(clean, model((x + delta).clamp(0, 1))), delta)
+        (gradient,) = torch.autograd.grad(kl_consistency(clean, model((x + delta).clamp(0, 1))), delta)
         delta = (delta.detach() + 1.5 * setting.eps / setting.steps * gradient.sign()).clamp(-setting.eps, setting.eps)
     return (x + delta).clamp(0, 1)
 
@@ -131,7 +128,7 @@ def train(name: str, directory: Path, bfloat16: bool) -> nn.Module:
                 attacked = perturbed(model, images, setting)
                 model.train()
                 clean, adversarial = model(torch.cat([images, attacked])).chunk(2)
-                loss = cross_entropy(clean, y[rows]) + BETA * divergence(clean, adversarial)
+                loss = cross_entropy(clean, y[rows]) + BETA * kl_consistency(clean, adversarial)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
