@@ -2,6 +2,14 @@
 """Distributional (Wasserstein) threats for the Adversarial Robustness Toolbox."""
 
 from art_wdro._attacks import WassersteinFGM, WassersteinPGD
+from art_wdro._certificates import (
+    LipschitzCertificate,
+    LossCertificate,
+    certified_accuracy,
+    certified_radii,
+    lipschitz_certificate,
+    loss_certificate,
+)
 from art_wdro._coupling import sharded
 from art_wdro._distributional_attack import WassersteinDistributionalAttack
 from art_wdro._evaluation import evaluate
@@ -19,6 +27,8 @@ __all__ = [
     "AccuracyBounds",
     "DLRLoss",
     "DistributionalTRADESTrainer",
+    "LipschitzCertificate",
+    "LossCertificate",
     "ReDLRLoss",
     "Report",
     "WassersteinDistributionalAttack",
@@ -27,9 +37,13 @@ __all__ = [
     "WassersteinPGD",
     "accuracy_bounds",
     "adversarial_accuracy",
+    "certified_accuracy",
+    "certified_radii",
     "evaluate",
     "knapsack_accuracy",
+    "lipschitz_certificate",
     "load_robustbench",
+    "loss_certificate",
     "perturb_weights",
     "reinitialise_last_layer",
     "sensitivity",

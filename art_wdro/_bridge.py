@@ -113,6 +113,21 @@ def _is_identity(operation: object) -> bool:
     )
 
 
+def standardisation(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
+    """Return mean and std of `preprocessing=(mean, std)`, shaped to broadcast over a sample; None if there is none.
+
+    :raises ValueError: If the classifier has other preprocessing.
+    """
+    operations = [operation for operation in classifier.preprocessing_operations if not _is_identity(operation)]
+    if not operations:
+        return None
+    if len(operations) > 1 or not isinstance(operations[0], StandardisationMeanStdPyTorch):
+        raise ValueError(f"classifier has the preprocessing {operations}; allowed is preprocessing=(mean, std)")
+    mean, std = (torch.as_tensor(np.asarray(v, dtype=np.float32)) for v in (operations[0].mean, operations[0].std))
+    channels = (-1, *[1] * (len(classifier.input_shape) - 1))
+    return mean.view(channels) if mean.dim() == 1 else mean, std.view(channels) if std.dim() == 1 else std
+
+
 class _NumPyPreprocessing(torch.autograd.Function):
     """Preprocessors of ART that work on arrays, with the gradient estimate that each of them brings."""
 

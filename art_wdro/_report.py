@@ -57,6 +57,9 @@ class Report:
     :param upsilon: Sensitivity for ReDLR, in loss per input unit.
     :param bounds: First-order bounds on the accuracy under W_p, by loss; asymptotic, no certificates.
     :param distances: Least distance found of every sample, (N,), in input units.
+    :param radii: Certified radius of every sample, (N,), in input units, no larger than its distance; None where they
+        were not computed.
+    :param uncertified: Why they were not; None where they were not wanted.
     :param warnings: What makes a figure doubtful, one sentence each.
     :param arrays: Adversarial arrays by attack, if they were asked for; the figures can be computed from them.
     """
@@ -69,6 +72,8 @@ class Report:
     upsilon: float
     bounds: dict[str, AccuracyBounds]
     distances: np.ndarray
+    radii: np.ndarray | None = None
+    uncertified: str | None = None
     warnings: tuple[str, ...] = ()
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -80,6 +85,15 @@ class Report:
         """
         return knapsack_accuracy(self.distances, eps, self.p if p is None else p)
 
+    def certified_accuracy(self, eps: Any, p: float | None = None) -> Any:
+        """Return an accuracy below which no distribution in the ball goes, 0 where no radii were computed.
+
+        :param eps: Budget in input units, or an array of budgets.
+        :param p: Order; None takes the report's.
+        """
+        radii = np.zeros_like(self.distances) if self.radii is None else self.radii
+        return knapsack_accuracy(radii, eps, self.p if p is None else p)
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays as plain values that JSON can hold: inf as "inf", NaN as None."""
         return {
@@ -90,6 +104,8 @@ class Report:
             "attacks": [row.to_dict() for row in self.rows],
             "upsilon": _plain(self.upsilon),
             "bounds": {loss: {k: _plain(v) for k, v in b._asdict().items()} for loss, b in self.bounds.items()},
+            "certified": None if self.radii is None else self.certified_accuracy(self.eps),
+            "radii": None if self.radii is None else [_plain(float(radius)) for radius in self.radii],
             "distances": [_plain(float(d)) for d in self.distances],
             "warnings": list(self.warnings),
         }
@@ -132,6 +148,11 @@ class Report:
         for order in sorted({self.p, math.inf, *orders}):
             name = "\\infty" if math.isinf(order) else f"{order:g}"
             axes.plot(budgets, 100 * self.accuracy(budgets, order), label=f"knapsack, $W_{{{name}}}$")
+            if self.radii is not None:
+                certified = 100 * self.certified_accuracy(budgets, order)
+                axes.plot(
+                    budgets, certified, "--", color=axes.lines[-1].get_color(), label=f"certified, $W_{{{name}}}$"
+                )
         for row in self.rows:
             if row.order is not None and not row.attack.startswith("knapsack"):
                 axes.plot(self.eps, 100 * row.accuracy, "x", label=f"{row.attack}, {row.threat}")
@@ -160,6 +181,13 @@ class Report:
             f"first-order bounds ({loss}; asymptotic, no certificate): [{100 * b.lower:.1f}, {100 * b.upper:.1f}] %"
             for loss, b in self.bounds.items()
         ]
+        if self.radii is not None:
+            ends = self.certified_accuracy(self.eps), self.accuracy(self.eps)
+            notes.append(
+                f"[certified, knapsack] = [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}] %: the truth lies between"
+            )
+        elif self.uncertified is not None:
+            notes.append(f"no certificate: {self.uncertified}")
         return notes + [f"Warning: {text}" for text in self.warnings]
 
 

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: MIT
+"""The largest dual norm of a margin's Jacobian over a ball of inputs, by branch and bound over activation cells.
+
+A network of piecewise linear activations is affine on every cell of inputs for which each unit stays on one piece. The
+search splits the units whose piece is not known, bounds the Jacobian over what is left, and drops what cannot hold the
+largest norm, or holds no input. Where all pieces are known, a linear programme tells whether the ball meets the cell.
+A network with smooth activations has no cells: there the box around the ball is halved instead.
+
+Sources: branching over units, Bunel et al., 2018, arXiv:1711.00455; exact local Lipschitz constants by mixed
+programmes, Jordan, Dimakis, 2020, arXiv:2003.01219.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from art_wdro._cells import OUTSIDE, Cell, borders, run
+from art_wdro._geometry import dual_exponent, sample_norms
+from art_wdro._intervals import Ball, Interval
+from art_wdro._jacobian_bounds import Region, jacobians, propagate
+from art_wdro._layers import Activation, Affine, Node
+from art_wdro._linear_bounds import unit_bounds
+from art_wdro._norm_bounds import JacobianNorms
+from art_wdro._rows import parts
+
+AT_ONCE = 64
+"""Branches that are bounded in one pass."""
+CLOSED = 1e-9
+"""Relative gap from which the two bounds count as one."""
+INSIDE = 1e-9
+"""How far a point must be from every border of a cell to count as inside."""
+SAMPLES = 256
+"""Random inputs that the lower bound starts from."""
+CLIMB = 20
+"""Rounds of a random search that starts from them."""
+FEW_UNITS = 4096
+"""Units up to which linear bounds of their inputs are worth their time."""
+ENTRIES = 2**24
+"""Numbers in one array of gradients, at most."""
+
+
+class Bounds(NamedTuple):
+    """Bounds on the largest dual norm.
+
+    :param lower: Met at some input.
+    :param upper: Met nowhere.
+    :param exact: Whether the two are one up to rounding.
+    """
+
+    lower: float
+    upper: float
+    exact: bool
+
+
+class Piece(NamedTuple):
+    """A unit kept on one piece: its input lies in [start, end]."""
+
+    node: int
+    unit: int
+    start: float
+    end: float
+
+
+@dataclass(order=True)
+class Branch:
+    """A part of the search: some units on known pieces, or a smaller box."""
+
+    priority: float
+    number: int
+    pair: int = field(compare=False)
+    pieces: tuple[Piece, ...] = field(compare=False)
+    box: Interval = field(compare=False)
+
+
+def largest_jacobian(
+    nodes: Sequence[Node], ball: Ball, rows: Tensor, *, seconds: float = 10.0, branches: int | None = None
+) -> Bounds:
+    """Bound the largest dual norm of the Jacobians of some combinations of logits over a ball.
+
+    :param nodes: The network.
+    :param ball: A single ball.
+    :param rows: The combinations c of the logits, (M, K); the largest norm over all of them is bounded.
+    :param seconds: Time after which the bounds so far are returned.
+    :param branches: Number of branches after which they are; None sets no limit.
+    :return: The bounds, which hold at any time.
+    """
+    deadline = time.monotonic() + seconds
+    search = _Search(nodes, ball, rows)
+    search.climb(deadline)
+    hull = ball.hull()
+    whole = Interval(hull.lower[0], hull.upper[0])
+    search.push([Branch(-math.inf, -1, pair, (), whole) for pair in range(len(rows))])
+    while search.heap and time.monotonic() < deadline and (branches is None or search.count < branches):
+        if -search.heap[0].priority <= search.lower * (1 + CLOSED):
+            break
+        taken = [heapq.heappop(search.heap) for _ in range(min(AT_ONCE, len(search.heap)))]
+        search.push([child for branch in taken for child in search.split(branch)])
+    left = max((-branch.priority for branch in search.heap), default=0.0)
+    top = max(search.lower, search.settled, left)
+    return Bounds(search.lower, top, top <= search.lower * (1 + CLOSED))
+
+
+class _Search:
+    """The state of one search."""
+
+    def __init__(self, nodes: Sequence[Node], ball: Ball, rows: Tensor) -> None:
+        self.nodes, self.ball, self.rows = nodes, ball, rows
+        self.activations = [i for i, node in enumerate(nodes) if isinstance(node.operation, Activation)]
+        self.smooth = any(not self._activation(index).kinks for index in self.activations)
+        self.heap: list[Branch] = []
+        self.lower = self.settled = 0.0
+        self.count = 0
+        self._numbers = itertools.count()
+        self._splits: dict[int, tuple[Piece, ...] | int] = {}
+        region = propagate(nodes, ball.hull())
+        self.shapes = [values.lower.shape[1:] for values in region.values]
+        self._known: dict[int, Interval] = {}
+        if sum(math.prod(self.shapes[index]) for index in self.activations) <= FEW_UNITS:
+            self._known = unit_bounds(nodes, ball)[0]
+            region = propagate(nodes, ball.hull(), self._known)
+        self._norms = JacobianNorms(nodes, region, ball.r)
+        self._reach = _reach(nodes, region)
+
+    def _activation(self, index: int) -> Activation:
+        operation = self.nodes[index].operation
+        assert isinstance(operation, Activation)
+        return operation
+
+    def climb(self, deadline: float) -> None:
+        """Raise the lower bound by norms at random inputs, and at inputs near the best of them."""
+        generator = torch.Generator().manual_seed(0)
+        x = self.ball.draw(SAMPLES, generator)
+        norms = self.visit(x)
+        width = self.ball.hull().upper - self.ball.hull().lower
+        for turn in range(CLIMB):
+            if time.monotonic() > deadline:
+                break
+            best = norms.topk(SAMPLES // 8).indices.repeat(4)
+            noise = torch.randn(len(best), *x.shape[1:], dtype=torch.float64, generator=generator)
+            tried = self.ball.pulled(x[best] + noise * width / 2 ** (1 + turn / 2))
+            x, norms = (
+                torch.cat([x[best[: SAMPLES // 8]], tried]),
+                torch.cat([norms[best[: SAMPLES // 8]], self.visit(tried)]),
+            )
+
+    def visit(self, x: Tensor) -> Tensor:
+        """Raise the lower bound by the largest norms at inputs, (B, ...), where they are in the ball; return them."""
+        many = len(self.rows) * x[0].numel()
+        found = torch.cat([self._norms_at(x[part]) for part in parts(len(x), max(1, ENTRIES // many))])
+        found = torch.where(self.ball.outside(x) <= 0, found, 0.0)
+        self.lower = max(self.lower, found.max().item())
+        return found
+
+    def _norms_at(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = run(self.nodes, x)[-1]
+            gradients = [torch.autograd.grad(z.sum(), x, retain_graph=True)[0].flatten(1) for z in logits.unbind(1)]
+        margins = torch.einsum("mk,bkd->bmd", self.rows, torch.stack(gradients, 1))
+        return sample_norms(margins.flatten(0, 1), dual_exponent(self.ball.r)).view(len(x), -1).amax(1)
+
+    def push(self, branches: list[Branch]) -> None:
+        """Bound branches, and keep those that may hold the largest norm."""
+        for start in range(0, len(branches), AT_ONCE):
+            self._bound(branches[start : start + AT_ONCE])
+
+    def _bound(self, branches: list[Branch]) -> None:
+        self.count += len(branches)
+        inputs = Interval(*(torch.stack([branch.box[side] for branch in branches]) for side in (0, 1)))
+        region = propagate(self.nodes, inputs, self._bounds_of(branches))
+        jacobian = jacobians(self.nodes, region, self.rows[[branch.pair for branch in branches]])
+        norms = self._norms.bound(jacobian)
+        empty = torch.stack([(v.lower > v.upper).flatten(1).any(1) for v in region.values]).any(0)
+        centre = self.ball.centre
+        empty |= self.ball.outside(torch.minimum(torch.maximum(centre, inputs.lower), inputs.upper)) > -OUTSIDE
+        for place, branch in enumerate(branches):
+            bound = min(norms[place].item(), -branch.priority)
+            if empty[place] or bound <= self.lower * (1 + CLOSED):
+                continue
+            kept = Branch(-bound, next(self._numbers), branch.pair, branch.pieces, branch.box)
+            split = self._choose(region, jacobian.weights, place)
+            if split is None:
+                self._settle(kept, region, place)
+            else:
+                self._splits[kept.number] = split
+                heapq.heappush(self.heap, kept)
+
+    def _bounds_of(self, branches: list[Branch]) -> dict[int, Interval]:
+        """Return what is known of units' inputs on branches, by the node that puts them out."""
+        known = {index: bounds.repeated(len(branches)) for index, bounds in self._known.items()}
+        held: set[int] = set()
+        for place, branch in enumerate(branches):
+            for piece in branch.pieces:
+                source = self.nodes[piece.node].inputs[0]
+                if source not in held:
+                    shape = (len(branches), *self.shapes[source])
+                    free = torch.full(shape, math.inf, dtype=torch.float64)
+                    known[source] = Interval(*(bound.clone() for bound in known.get(source, Interval(-free, free))))
+                    held.add(source)
+                lower, upper = (bound[place].view(-1) for bound in known[source])
+                lower[piece.unit] = max(lower[piece.unit].item(), piece.start)
+                upper[piece.unit] = min(upper[piece.unit].item(), piece.end)
+        return known
+
+    def _choose(self, region: Region, weights: dict[int, Tensor], place: int) -> tuple[Piece, ...] | int | None:
+        """Choose the unit, or for smooth activations the input, whose split promises most; None if there is none."""
+        if self.smooth:
+            width = region.values[0].upper[place] - region.values[0].lower[place]
+            return int(width.argmax()) if width.max() > 0 else None
+        best, chosen = (0.0, 0.0), None
+        for index, slope in region.slopes.items():
+            doubt = (slope.upper - slope.lower)[place] * self._reach[self.nodes[index].inputs[0]]
+            gain = doubt * weights[index][place]
+            # a unit without weight in the Jacobian still decides where the cell lies
+            at = int(gain.argmax()) if gain.max() > 0 else int(doubt.argmax())
+            most = gain.view(-1)[at].item(), doubt.view(-1)[at].item()
+            if most > best:
+                best, chosen = most, (index, at)
+        if chosen is None:
+            return None
+        index, unit = chosen
+        low, high = (bound[place].view(-1)[unit].item() for bound in region.values[self.nodes[index].inputs[0]])
+        pieces = borders(self._activation(index))
+        return tuple(Piece(index, unit, start, end) for start, end in pieces if start <= high and end >= low)
+
+    def split(self, branch: Branch) -> list[Branch]:
+        """Return the parts of a branch."""
+        split = self._splits.pop(branch.number)
+        if isinstance(split, tuple):
+            return [Branch(branch.priority, branch.number, branch.pair, (*branch.pieces, p), branch.box) for p in split]
+        lower, upper = branch.box
+        middle = (lower.view(-1)[split] + upper.view(-1)[split]) / 2
+        self.visit(self.ball.pulled(((lower + upper) / 2)[None]))
+        below, above = upper.clone(), lower.clone()
+        below.view(-1)[split] = middle
+        above.view(-1)[split] = middle
+        boxes = Interval(lower, below), Interval(above, upper)
+        return [Branch(branch.priority, branch.number, branch.pair, (), box) for box in boxes]
+
+    def _settle(self, branch: Branch, region: Region, place: int) -> None:
+        """Tell whether the ball meets a cell on which the Jacobian is known; if so its norm counts."""
+        cell = Cell(self.nodes, {i: self._piece(region, i, place) for i in self.activations}, self.shapes[0])
+        room, point = cell.deepest(self.ball)
+        if room < OUTSIDE:
+            return
+        if room > INSIDE:
+            self.visit(point[None])
+        self.settled = max(self.settled, -branch.priority)
+
+    def _piece(self, region: Region, index: int, place: int) -> tuple[Tensor, Tensor]:
+        """Return the piece of every unit of an activation."""
+        source = region.values[self.nodes[index].inputs[0]]
+        middle = (source.lower[place] + source.upper[place]) / 2
+        starts, ends = (torch.full_like(middle, sign * math.inf) for sign in (-1.0, 1.0))
+        for start, end in borders(self._activation(index)):
+            inside = (middle >= start) & (middle <= end)
+            starts, ends = torch.where(inside, start, starts), torch.where(inside, end, ends)
+        return starts, ends
+
+
+def _reach(nodes: Sequence[Node], region: Region) -> list[Tensor]:
+    """Bound how strongly every unit depends on all inputs together."""
+    sizes: list[Tensor] = []
+    for index, node in enumerate(nodes):
+        if not node.inputs:
+            sizes.append(torch.ones_like(region.values[0].lower))
+        elif isinstance(node.operation, Affine):
+            sizes.append(node.operation.absolute(sizes[node.inputs[0]]))
+        elif isinstance(node.operation, Activation):
+            sizes.append(sizes[node.inputs[0]] * region.slopes[index].largest())
+        else:
+            sizes.append(torch.stack([sizes[source] for source in node.inputs]).sum(0))
+    return [size[0] for size in sizes]

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""Cells of inputs on which a network is affine, and whether a ball of inputs meets them, by linear programmes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import Tensor
+
+from art_wdro._geometry import dual_exponent, sample_direction
+from art_wdro._intervals import Ball
+from art_wdro._layers import Activation, Node
+
+OUTSIDE = -1e-6
+"""How far every point must be beyond some border for a cell to count as empty: above the solver's tolerance."""
+CUTS = 30
+"""Planes that a round ball is cut with, at most."""
+
+Pieces = dict[int, tuple[Tensor, Tensor]]
+"""Slope and offset of every unit of an activation, by node."""
+
+
+def run(nodes: Sequence[Node], x: Tensor, pieces: Pieces | None = None) -> list[Tensor]:
+    """Run the network, activations replaced by `pieces` where they name them: return every node's output."""
+    values: list[Tensor] = []
+    for index, node in enumerate(nodes):
+        if not node.inputs:
+            values.append(x)
+        elif node.operation is None:
+            values.append(torch.stack([values[source] for source in node.inputs]).sum(0))
+        elif pieces is not None and index in pieces:
+            slope, offset = pieces[index]
+            values.append(values[node.inputs[0]] * slope + offset)
+        else:
+            values.append(node.operation.apply(values[node.inputs[0]]))
+    return values
+
+
+def borders(activation: Activation) -> list[tuple[float, float]]:
+    """Return the intervals on which an activation is affine."""
+    return list(itertools.pairwise((-math.inf, *activation.kinks, math.inf)))
+
+
+class Cell:
+    """The inputs for which every unit's input lies in a given interval, as linear inequalities A x <= b.
+
+    :param nodes: The network.
+    :param units: For each activation, the intervals of its units, two tensors of the shape of one input of it.
+    :param shape: Shape of one input of the network.
+    """
+
+    def __init__(self, nodes: Sequence[Node], units: dict[int, tuple[Tensor, Tensor]], shape: torch.Size) -> None:
+        pieces = {index: _affine(nodes[index].operation, *ends) for index, ends in units.items()}
+
+        def inputs_of_units(x: Tensor) -> Tensor:
+            values = run(nodes, x.view(1, *shape), pieces)
+            return torch.cat([values[nodes[index].inputs[0]].flatten() for index in units])
+
+        start = torch.zeros(math.prod(shape), dtype=torch.float64)
+        weights = torch.autograd.functional.jacobian(inputs_of_units, start)  # type: ignore[no-untyped-call]
+        offsets = inputs_of_units(start)
+        # a unit that no input reaches is where it is, up to rounding
+        sizes = weights.norm(dim=1)
+        reached = sizes > 1e-12 * sizes.max()
+        rows, limits = [], []
+        for sign, side in ((-1.0, 0), (1.0, 1)):
+            ends = torch.cat([interval[side].flatten() for interval in units.values()])
+            held = torch.isfinite(ends) & reached
+            rows.append(sign * weights[held])
+            limits.append(sign * (ends - offsets)[held])
+        self.matrix, self.limits = torch.cat(rows).numpy(), torch.cat(limits).numpy()
+        self.sizes = np.linalg.norm(self.matrix, axis=1)
+
+    def deepest(self, ball: Ball) -> tuple[float, Tensor]:
+        """Find the point of a single ball that is farthest from the cell's borders.
+
+        A ball in another norm than l_inf is cut by planes until the point lies in it, or none is left.
+
+        :return: How far it is from them, negative if the ball misses the cell, and the point.
+        """
+        lower, upper = (bound[0].flatten().numpy() for bound in ball.hull())
+        bounds = [*zip(lower, upper, strict=True), (None, 1.0)]
+        matrix, limits, sizes = self.matrix, self.limits, self.sizes
+        room, x = 0.0, ball.centre[0]
+        for _ in range(CUTS):
+            found = linprog(
+                [0.0] * len(lower) + [-1.0], np.column_stack([matrix, sizes]), limits, bounds=bounds, method="highs"
+            )
+            if found.x is None:
+                return (-math.inf if found.status == 2 else 0.0), ball.centre[0]
+            room, x = float(found.x[-1]), torch.from_numpy(found.x[:-1]).view_as(ball.centre[0])
+            delta = (x - ball.centre[0])[None]
+            if room < OUTSIDE or ball.outside(x[None]).item() <= 0:
+                break
+            # the plane that touches the ball in the direction of the point
+            normal = sample_direction(delta, dual_exponent(ball.r))
+            reach = (normal * ball.centre).sum() + ball.radius[0]
+            matrix = np.vstack([matrix, normal.flatten().numpy()])
+            limits, sizes = np.append(limits, reach.item()), np.append(sizes, np.linalg.norm(normal.numpy()))
+        return room, x
+
+
+def _affine(activation: object, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Return slope and offset of an activation on intervals on which it is affine."""
+    assert isinstance(activation, Activation)
+    inner = torch.where(
+        torch.isinf(lower), upper - 1.0, torch.where(torch.isinf(upper), lower + 1.0, (lower + upper) / 2)
+    )
+    slope = activation.slope(inner)
+    return slope, activation.apply(inner) - slope * inner

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""The steps of a network that bounds know: affine maps, sums and activations, in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Map = Callable[[Tensor], Tensor]
+Pull = Callable[[Tensor, torch.Size], Tensor]
+"""From what a map's output is multiplied with, (N, ...), and the shape of one input, to the same for its input."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """An affine map x -> Wx + b, sample by sample.
+
+    :param apply: The map itself.
+    :param absolute: x -> |W| x.
+    :param pull: a -> W^T a of a layer with weights; None leaves it to autograd.
+    :param pull_absolute: a -> |W|^T a.
+    """
+
+    apply: Map
+    absolute: Map
+    pull: Pull | None = None
+    pull_absolute: Pull | None = None
+
+    def transposed(self, adjoint: Tensor, shape: torch.Size) -> Tensor:
+        """Return W^T a, (N, *shape)."""
+        return (self.pull or _pulled(self.apply))(adjoint, shape)
+
+    def absolute_transposed(self, adjoint: Tensor, shape: torch.Size) -> Tensor:
+        """Return |W|^T a, (N, *shape)."""
+        return (self.pull_absolute or _pulled(self.absolute))(adjoint, shape)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Return Wx."""
+        return self.apply(x) - self.apply(torch.zeros_like(x))
+
+
+def _pulled(apply: Map) -> Pull:
+    def pull(adjoint: Tensor, shape: torch.Size) -> Tensor:
+        point = adjoint.new_zeros(len(adjoint), *shape).requires_grad_()
+        with torch.enable_grad():
+            out = apply(point)
+        return torch.autograd.grad(out, point, adjoint.reshape(out.shape))[0]
+
+    return pull
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of single numbers whose derivative is piecewise monotone.
+
+    :param apply: The function.
+    :param slope: Its derivative.
+    :param turns: Where the derivative has its local extrema or jumps, in order.
+    :param kinks: Where it jumps: the function is affine between kinks if it has any.
+    """
+
+    apply: Map
+    slope: Map
+    turns: tuple[float, ...] = ()
+    kinks: tuple[float, ...] = ()
+
+    def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least and the largest derivative inside [lower, upper]; at a kink itself both sides count."""
+        if self.kinks:
+            pieces = (-math.inf, *self.kinks, math.inf)
+            least, most = torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf)
+            for start, end in itertools.pairwise(pieces):
+                value = self.slope(lower.new_tensor(_between(start, end)))
+                inside = (lower < end) & (upper > start)
+                point = (lower == upper) & (lower <= end) & (upper >= start)
+                least = torch.where(inside | point, torch.minimum(least, value), least)
+                most = torch.where(inside | point, torch.maximum(most, value), most)
+            return least, most
+        ends = [self.slope(lower), self.slope(upper)]
+        least, most = torch.minimum(*ends), torch.maximum(*ends)
+        for turn in self.turns:
+            value = self.slope(lower.new_tensor(turn))
+            met = (lower <= turn) & (upper >= turn)
+            least = torch.where(met, torch.minimum(least, value), least)
+            most = torch.where(met, torch.maximum(most, value), most)
+        return least, most
+
+    def values(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return bounds of the function on [lower, upper], from its ends and the bounds of its derivative."""
+        least, most = self.slopes(lower, upper)
+        first, last, width = self.apply(lower), self.apply(upper), upper - lower
+        monotone = (least >= 0) | (most <= 0)
+        low = torch.minimum(first, last)
+        high = torch.maximum(first, last)
+        below = torch.maximum(first + least * width, last - most * width)
+        above = torch.minimum(first + most * width, last - least * width)
+        return torch.where(monotone, low, below), torch.where(monotone, high, above)
+
+
+def _between(start: float, end: float) -> float:
+    if math.isinf(start):
+        return end - 1.0
+    return start + 1.0 if math.isinf(end) else (start + end) / 2
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of the network: the indices of the nodes that it reads, and what it does to them.
+
+    :param inputs: Indices of earlier nodes; none for the input of the network.
+    :param operation: An affine map or an activation of one node; None adds all of them, and is also the input.
+    """
+
+    inputs: tuple[int, ...]
+    operation: Affine | Activation | None = None
+
+
+RELU = Activation(torch.relu, lambda x: (x > 0).to(x.dtype), kinks=(0.0,))
+
+
+def _leaky(slope: float) -> Activation:
+    return Activation(
+        lambda x: F.leaky_relu(x, slope),
+        lambda x: torch.where(x > 0, x.new_ones(()), x.new_tensor(slope)),
+        kinks=(0.0,),
+    )
+
+
+def _hardtanh(low: float, high: float) -> Activation:
+    return Activation(
+        lambda x: x.clamp(low, high), lambda x: ((x > low) & (x < high)).to(x.dtype), kinks=(float(low), float(high))
+    )
+
+
+def _softplus(beta: float, threshold: float) -> Activation:
+    return Activation(
+        lambda x: F.softplus(x, beta, threshold),
+        lambda x: torch.where(beta * x > threshold, 1.0, torch.sigmoid(beta * x)).to(x.dtype),
+    )
+
+
+def _gelu(approximate: str) -> Activation:
+    if approximate != "none":
+        raise ValueError(f"the network holds GELU with approximate={approximate!r}; allowed is 'none'")
+    root = math.sqrt(2.0)
+
+    def slope(x: Tensor) -> Tensor:
+        return (1 + torch.erf(x / root)) / 2 + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+    return Activation(F.gelu, slope, turns=(-root, root))
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    gate = torch.sigmoid(x)
+    return gate * (1 + x * (1 - gate))
+
+
+SILU = Activation(F.silu, _silu_slope, turns=(-2.399357280520054, 2.399357280520054))
+TANH = Activation(torch.tanh, lambda x: 1 - torch.tanh(x) ** 2, turns=(0.0,))
+SIGMOID = Activation(torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), turns=(0.0,))
+
+ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
+    nn.ReLU: lambda m: RELU,
+    nn.LeakyReLU: lambda m: _leaky(m.negative_slope),
+    nn.ReLU6: lambda m: _hardtanh(0.0, 6.0),
+    nn.Hardtanh: lambda m: _hardtanh(m.min_val, m.max_val),
+    nn.Softplus: lambda m: _softplus(m.beta, m.threshold),
+    nn.GELU: lambda m: _gelu(m.approximate),
+    nn.SiLU: lambda m: SILU,
+    nn.Tanh: lambda m: TANH,
+    nn.Sigmoid: lambda m: SIGMOID,
+}
+FUNCTIONS: dict[Any, Callable[..., Activation]] = {
+    torch.relu: lambda: RELU,
+    F.relu: lambda inplace=False: RELU,
+    "relu": lambda: RELU,
+    F.leaky_relu: lambda negative_slope=0.01, inplace=False: _leaky(negative_slope),
+    F.relu6: lambda inplace=False: _hardtanh(0.0, 6.0),
+    F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: _hardtanh(min_val, max_val),
+    F.softplus: lambda beta=1, threshold=20: _softplus(beta, threshold),
+    F.gelu: lambda approximate="none": _gelu(approximate),
+    F.silu: lambda inplace=False: SILU,
+    torch.tanh: lambda: TANH,
+    F.tanh: lambda: TANH,
+    "tanh": lambda: TANH,
+    torch.sigmoid: lambda: SIGMOID,
+    F.sigmoid: lambda: SIGMOID,
+    "sigmoid": lambda: SIGMOID,
+}

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""Lipschitz constants by products of operator norms, alone and together with interval bounds of the Jacobian.
+
+A product of norms is loose where many layers follow one another, an interval bound where many units are undecided. At
+every node through which all paths lead, the Jacobian is a later factor times an earlier one: the first is bounded by
+intervals, the second by norms, and the least of these products counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from art_wdro._geometry import GROUND_NORMS, dual_exponent, sample_norms
+from art_wdro._intervals import WIDENING
+from art_wdro._jacobian_bounds import Jacobian, Region
+from art_wdro._layers import Affine, Node
+
+DENSE = 2**25
+"""Entries of the largest matrix whose spectral norm is computed; beyond, a bound by row and column sums serves."""
+
+
+def lipschitz_constants(nodes: Sequence[Node], region: Region, r: float) -> list[float]:
+    """Bound how fast every node changes with the network's input, both in l_r.
+
+    :param nodes: The network.
+    :param region: One box of inputs, of which activations' slopes are taken.
+    :param r: Exponent of the norm, 1, 2 or inf.
+    :return: Products and sums of operator norms, one a node.
+    """
+    constants: list[float] = []
+    for index, node in enumerate(nodes):
+        if not node.inputs:
+            constants.append(1.0)
+        elif isinstance(node.operation, Affine):
+            like = region.values[node.inputs[0]].lower[:1]
+            constants.append(constants[node.inputs[0]] * _operator_norm(node.operation, like, r))
+        elif node.operation is not None:
+            constants.append(constants[node.inputs[0]] * region.slopes[index].largest().max().item())
+        else:
+            constants.append(sum(constants[source] for source in node.inputs))
+    return [constant * (1 + WIDENING) ** len(nodes) for constant in constants]
+
+
+def _operator_norm(operation: Affine, like: Tensor, r: float) -> float:
+    """Bound the l_r operator norm of W: exactly for 1 and inf, and for 2 if W is a matrix and not too large."""
+    out = operation.absolute(torch.ones_like(like))
+    rows = out.max().item()
+    columns = operation.absolute_transposed(torch.ones_like(out), like.shape[1:]).max().item()
+    if r != 2.0:
+        return columns if r == 1.0 else rows
+    if operation.pull is None or like.numel() * out.numel() > DENSE:
+        return math.sqrt(rows * columns)
+    inputs = torch.eye(like.numel(), dtype=like.dtype).view(-1, *like.shape[1:])
+    matrix = operation.linear(inputs).flatten(1)
+    gram = matrix.T @ matrix if matrix.shape[0] > matrix.shape[1] else matrix @ matrix.T
+    rounding = 1e-12 * len(gram) * gram.abs().sum(1).max().item()
+    return math.sqrt(torch.linalg.eigvalsh(gram)[-1].clamp(min=0.0).item() + rounding)
+
+
+class JacobianNorms:
+    """Upper bounds on the dual norm of Jacobians over parts of a box.
+
+    :param nodes: The network.
+    :param region: What is known over the whole box, one row.
+    :param r: Exponent of the ground norm.
+    """
+
+    def __init__(self, nodes: Sequence[Node], region: Region, r: float) -> None:
+        inputs = region.values[0].lower[0].numel()
+        self.r = r
+        self.constants = {t: lipschitz_constants(nodes, region, t) for t in GROUND_NORMS}
+        # ||x||_t <= factor ||x||_r
+        self.factors = {t: inputs ** max(0.0, 1 / t - 1 / r) for t in GROUND_NORMS}
+
+    def product(self, rows: Tensor) -> Tensor:
+        """Return the bound for combinations of the logits, (M, K), by the product of l_r operator norms alone, (M,)."""
+        return sample_norms(rows, dual_exponent(self.r)) * self.constants[self.r][-1]
+
+    def bound(self, jacobian: Jacobian) -> Tensor:
+        """Return the least bound over all ways to cut the network in two, (B,)."""
+        found = [
+            sample_norms(weights, dual_exponent(t)) * self.constants[t][index] * self.factors[t]
+            for index, weights in jacobian.cuts.items()
+            for t in GROUND_NORMS
+        ]
+        return torch.stack(found).amin(0) * (1 + WIDENING)
