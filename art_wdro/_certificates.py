@@ -24,7 +24,7 @@ from art_wdro._layers import Activation, Node
 from art_wdro._rows import parts
 from art_wdro._tracing import graph_of
 
-AFFORDABLE = 2**25
+AFFORDABLE = 2**26
 """Samples times units squared up to which a report computes certified radii unasked."""
 INNERMOST = 0.25
 """The least radius at which losses are bounded, in units of eps; each of the others is twice as large."""

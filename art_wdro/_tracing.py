@@ -21,6 +21,8 @@ CONVOLUTION_TRANSPOSED: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv2d: grad.conv2d_input,
     nn.Conv3d: grad.conv3d_input,
 }
+DENSE = 16
+"""Inputs of a convolution, in units of those that one output sees, up to which its matrix is faster in float64."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 MEANS = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
@@ -120,7 +122,7 @@ class _Tracer:
     def _operation(self, step: fx.Node, target: Any, arguments: Any, keywords: Any) -> Affine | Activation:
         shape = self.values[step].shape[1:]
         if isinstance(target, nn.Module):
-            return self._of_module(target, shape)
+            return self._of_module(step, target, shape)
         if target in FUNCTIONS and step.args[0] in self.indices:
             return FUNCTIONS[target](*arguments[1:], **keywords)
         if target in RESHAPING or target is torch.flatten:
@@ -135,14 +137,15 @@ class _Tracer:
                 return found
         raise self._unsupported(target)
 
-    def _of_module(self, module: Any, shape: torch.Size) -> Affine | Activation:
+    def _of_module(self, step: fx.Node, module: Any, shape: torch.Size) -> Affine | Activation:
         if type(module) in ACTIVATIONS:
             return ACTIVATIONS[type(module)](module)
         if type(module) in WEIGHTED and getattr(module, "padding_mode", "zeros") == "zeros":
             absolute: Any = copy.deepcopy(module.requires_grad_(False))
             absolute.weight = nn.Parameter(module.weight.abs(), requires_grad=False)
             absolute.bias = None
-            return Affine(module, absolute, _pull(module), _pull(absolute))
+            before = self.values[step.all_input_nodes[0]].shape[1:]
+            return Affine(module, absolute, _pull(module, before), _pull(absolute, before))
         if isinstance(module, NORMS) and module.running_var is not None and module.running_mean is not None:
             scale = 1 / torch.sqrt(module.running_var + module.eps)
             scale = scale if module.weight is None else scale * module.weight.detach()
@@ -164,10 +167,15 @@ class _Tracer:
         )
 
 
-def _pull(module: Any) -> Pull | None:
-    """Return W^T of a linear layer or a convolution."""
+def _pull(module: Any, shape: torch.Size) -> Pull | None:
+    """Return W^T of a linear layer, or of a convolution of inputs of this shape."""
     if isinstance(module, nn.Linear):
         return lambda adjoint, shape: adjoint @ module.weight
+    if shape.numel() <= DENSE * module.weight[0].numel():
+        with torch.no_grad():
+            inputs = torch.eye(shape.numel(), dtype=torch.float64).view(-1, *shape)
+            matrix = (module(inputs) - module(torch.zeros_like(inputs[:1]))).flatten(1).T.contiguous()
+        return lambda adjoint, shape: (adjoint.flatten(1) @ matrix).view(-1, *shape)
     if isinstance(module.padding, str):
         return None
 
