@@ -35,7 +35,7 @@ from art_wdro._rows import parts
 AT_ONCE = 64
 """Branches that are bounded in one pass."""
 CLOSED = 1e-9
-"""Relative gap from which the two bounds count as one."""
+"""Relative amount by which a branch must exceed the lower bound to be searched."""
 INSIDE = 1e-9
 """How far a point must be from every border of a cell to count as inside."""
 SAMPLES = 256
@@ -105,8 +105,8 @@ def largest_jacobian(
         taken = [heapq.heappop(search.heap) for _ in range(min(AT_ONCE, len(search.heap)))]
         search.push([child for branch in taken for child in search.split(branch)])
     left = max((-branch.priority for branch in search.heap), default=0.0)
-    top = max(search.lower, search.settled, left)
-    return Bounds(search.lower, top, top <= search.lower * (1 + CLOSED))
+    top = max(search.lower * (1 + CLOSED), search.settled, left)
+    return Bounds(search.lower, top, top <= search.lower * (1 + 2 * CLOSED))
 
 
 class _Search:

@@ -167,11 +167,10 @@ def loss_certificate(
         for column, radius in enumerate(radii):
             balls = _balls(inputs[part], radius.expand(len(inputs[part])), r, box)
             bounds[part, column] = worst_losses(nodes, balls, labels[part], classifier.nb_classes, loss)
-    bounds = torch.minimum(bounds, losses[:, None] + certificate.upper * radii)
     losses, bounds = all_rows(losses)[0], torch.stack([all_rows(column)[0] for column in bounds.unbind(1)], 1)
     clean = losses.mean().item()
     by_lipschitz = clean + eps * certificate.upper
-    by_radii = clean if eps == 0 else worst_mean(bounds, radii, eps, p)
+    by_radii = clean if eps == 0 else worst_mean(bounds, radii, losses, certificate.upper, eps, p)
     return LossCertificate(clean, min(by_lipschitz, by_radii), by_lipschitz, by_radii)
 
 

@@ -80,14 +80,17 @@ def certain_radii(nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: 
     classes = len(constants)
     rows, others = margins_of(labels, classes)
 
-    def bounds(radius: Tensor) -> Tensor:
-        return output_bounds(nodes, ball._replace(radius=radius), rows).nan_to_num(nan=-math.inf)
+    def bounds(radius: Tensor, where: Tensor) -> Tensor:
+        found = torch.full(rows.shape[:2], -math.inf, dtype=torch.float64)
+        if where.any():
+            found[where] = output_bounds(nodes, ball._replace(radius=radius).rows(where), rows[where])
+        return found.nan_to_num(nan=-math.inf)
 
-    at_centre = bounds(torch.zeros_like(largest))
+    at_centre = bounds(torch.zeros_like(largest), torch.ones_like(labels, dtype=torch.bool))
     low, at_low = torch.zeros_like(largest), at_centre.amin(1)
     standing = at_low > 0
     by_norms = (at_centre / constants[labels].gather(1, others)).amin(1)
-    slopes = (at_centre - bounds(NEAR * largest)) / (NEAR * largest)[:, None]
+    slopes = (at_centre - bounds(NEAR * largest, standing)) / (NEAR * largest)[:, None]
     guess = (at_centre / slopes.clamp(min=1e-300)).amin(1).clamp(max=largest)
     high, at_high = largest.clone(), torch.full_like(largest, -math.inf)
     for turn in range(TURNS):
@@ -98,7 +101,7 @@ def certain_radii(nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: 
         crossing = low + width * at_low / (at_low - at_high)
         radius = guess if turn == 0 else torch.where(torch.isfinite(at_high), crossing, torch.minimum(2 * low, high))
         radius = torch.minimum(torch.maximum(radius, low + 0.05 * width), high)
-        found = bounds(torch.where(open_, radius, low)).amin(1)
+        found = bounds(radius, open_).amin(1)
         holds = found > 0
         # an end that stays twice gets half its value, so that the other one moves too
         at_high, at_low = torch.where(holds, at_high / 2, found), torch.where(holds, found, at_low / 2)
@@ -116,14 +119,17 @@ def worst_losses(nodes: Sequence[Node], ball: Ball, labels: Tensor, classes: int
     return torch.cat([behind, behind.new_zeros(len(behind), 1)], 1).logsumexp(1)
 
 
-def worst_mean(worst: Tensor, radii: Tensor, eps: float, p: float) -> float:
+def worst_mean(worst: Tensor, radii: Tensor, losses: Tensor, constant: float, eps: float, p: float) -> float:
     """Bound the expected loss over the W_p ball from above, by duality with any multiplier.
 
     sup E[loss] = min over lambda >= 0 of lambda eps^p + mean_i sup_x' (loss(x') - lambda ||x' - x_i||^p), and in the
-    ring between two radii the loss is at most the bound at the outer one, the distance at least the inner one.
+    ring between two radii the loss is at most the bound at the outer one, the distance at least the inner one; at the
+    distance t it is at most loss(x_i) + L t, too.
 
     :param worst: Bounds on the loss of every sample within each radius, (N, R).
     :param radii: The radii in order, (R,), the last one the size of the box.
+    :param losses: Losses of the samples, (N,).
+    :param constant: A Lipschitz constant L of the loss in the box.
     :param eps: Budget.
     :param p: Order, in [1, inf]; inf needs eps among the radii.
     :return: The bound.
@@ -131,9 +137,19 @@ def worst_mean(worst: Tensor, radii: Tensor, eps: float, p: float) -> float:
     Source: Blanchet, Murthy, 2019, arXiv:1604.01446, for the duality.
     """
     if math.isinf(p):
-        return float(worst[:, radii >= min(eps, radii[-1].item())][:, 0].mean())
+        within = worst[:, radii >= min(eps, radii[-1].item())][:, 0]
+        return float(torch.minimum(within, losses + constant * eps).mean())
     inner = torch.cat([radii.new_zeros(1), radii[:-1]])
-    scale = (worst.amax() - worst[:, 0].amin()).item() / max(eps, 1e-300) ** p
-    multipliers = scale * torch.logspace(-9, 3, 1000, dtype=torch.float64)
-    bounds = [m * eps**p + (worst - m * inner**p).amax(1).mean().item() for m in (0.0, *multipliers.tolist())]
+    scale = constant / eps ** (p - 1)  # the best multiplier for the Lipschitz constant alone is 1/p of it
+    # the distance in the ring from which the Lipschitz constant says less than the bound
+    enough = torch.minimum(torch.maximum((worst - losses[:, None]) / max(constant, 1e-300), inner), radii)
+    bounds = []
+    for multiplier in (scale * torch.logspace(-6, 3, 1000, dtype=torch.float64)).tolist():
+        if p > 1:
+            steepest = (constant / (multiplier * p)) ** (1 / (p - 1))
+        else:
+            steepest = math.inf if constant > multiplier else 0.0
+        distance = torch.minimum(torch.maximum(radii.new_tensor(steepest), inner), enough)
+        within = torch.minimum(worst, losses[:, None] + constant * distance) - multiplier * distance**p
+        bounds.append(multiplier * eps**p + within.amax(1).mean().item())
     return float(min(bounds))

@@ -64,6 +64,11 @@ class Ball(NamedTuple):
             torch.maximum(self.centre - radius, self.box.lower), torch.minimum(self.centre + radius, self.box.upper)
         )
 
+    def rows(self, where: Tensor) -> Ball:
+        """Return some of the balls."""
+        box = Interval(self.box.lower[where], self.box.upper[where])
+        return Ball(self.centre[where], self.radius[where], self.r, box)
+
     def outside(self, x: Tensor) -> Tensor:
         """Return how far points are outside the balls, negative inside, (B,)."""
         return sample_norms(x - self.centre, self.r) - self.radius

@@ -61,14 +61,23 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     """Copy a network, its parametrised weights as the numbers that they are now."""
     model = copy.deepcopy(model).cpu().eval()
     for module in model.modules():
-        for name in list(getattr(module, "parametrizations", {})):
-            nn.utils.parametrize.remove_parametrizations(module, name)
+        if nn.utils.parametrize.is_parametrized(module):
+            _freeze(module)
         if module._forward_pre_hooks or module._forward_hooks:
             raise ValueError(
                 f"{type(module).__name__} has forward hooks, whose effect is unknown; for normed weights take "
                 "torch.nn.utils.parametrizations"
             )
     return model.double()
+
+
+def _freeze(module: nn.Module) -> None:
+    """Replace parametrised tensors by their values; torch's own removal would change the class, the original's too."""
+    values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+    module.__class__ = nn.utils.parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        setattr(module, name, nn.Parameter(value, requires_grad=False))
 
 
 class _Tracer:

@@ -1,0 +1,518 @@
+# SPDX-License-Identifier: MIT
+"""Certificates against enumeration of all cells, closed forms of linear models, samples, and every attack."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from art.defences.preprocessor import FeatureSqueezing
+from art.exceptions import EstimatorError
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from torch import nn
+from torch.nn import functional as F
+
+from art_wdro import (
+    WassersteinDistributionalAttack,
+    WassersteinKnapsack,
+    WassersteinPGD,
+    adversarial_accuracy,
+    certified_accuracy,
+    certified_radii,
+    evaluate,
+    knapsack_accuracy,
+    lipschitz_certificate,
+    loss_certificate,
+    sensitivity,
+    wasserstein_distance,
+)
+from art_wdro._branch_and_bound import largest_jacobian
+from art_wdro._certified import class_pairs, pair_constants, worst_mean
+from art_wdro._geometry import dual_exponent
+from art_wdro._intervals import Ball, Interval
+from art_wdro._jacobian_bounds import jacobians, propagate
+from art_wdro._linear_bounds import output_bounds
+from art_wdro._norm_bounds import JacobianNorms
+from art_wdro._tracing import graph_of
+from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier
+
+ACTIVATIONS = {
+    "relu": nn.ReLU(),
+    "leaky": nn.LeakyReLU(0.2),
+    "hardtanh": nn.Hardtanh(-0.5, 0.5),
+    "relu6": nn.ReLU6(),
+    "gelu": nn.GELU(),
+    "silu": nn.SiLU(),
+    "tanh": nn.Tanh(),
+    "softplus": nn.Softplus(2.0),
+    "sigmoid": nn.Sigmoid(),
+}
+PIECES = {"relu": [(0.0, None), (1.0, None)], "leaky": [(0.2, None), (1.0, None)]}
+
+
+def dense(sizes: tuple[int, ...], activation: nn.Module, seed: int, gain: float = 2.0) -> nn.Sequential:
+    """A stack of linear layers; the gain makes its cells small."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(sizes):
+        layers += [nn.Linear(before, after), activation]
+    model = nn.Sequential(*layers[:-1]).double()
+    for layer in model[::2]:
+        layer.weight.data *= gain
+    return model
+
+
+class Residual(nn.Module):
+    """Convolutions with a batch norm, a residual sum, an average pool, constants, functions and methods."""
+
+    def __init__(self, activation: nn.Module, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding="same", bias=False)
+        self.norm, self.pool, self.last = nn.BatchNorm2d(3), nn.AvgPool2d(2), nn.Linear(12, 4)
+        self.activation, self.dropout = activation, nn.Dropout(0.5)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = (x - 0.3) / 0.5
+        x = self.activation(self.norm(self.first(x)))
+        x = x + self.second(self.activation(x))
+        x = F.leaky_relu(self.pool(x), 0.3).view(x.shape[0], -1)
+        return self.last(self.dropout(torch.relu(x))) * 2.0
+
+
+def unit_box(*shape: int) -> Interval:
+    return Interval(torch.zeros(1, *shape, dtype=torch.float64), torch.ones(1, *shape, dtype=torch.float64))
+
+
+def whole(box: Interval, r: float) -> Ball:
+    half = (box.upper - box.lower) / 2
+    radius = torch.linalg.vector_norm(half.flatten(1), r, dim=1) * (1 + 1e-9)
+    return Ball(box.lower + half, radius, r, box)
+
+
+def enumerated(
+    model: nn.Sequential, activation: str, lower: float, upper: float, rows: torch.Tensor, r: float
+) -> float:
+    """The largest dual norm over all cells of the box [lower, upper]^d that have an inside, one programme a pattern."""
+    layers = list(model[::2])
+    widths = [layer.out_features for layer in layers[:-1]]
+    slopes = [slope for slope, _ in PIECES[activation]]
+    features, found = layers[0].in_features, 0.0
+    for pattern in itertools.product((0, 1), repeat=sum(widths)):
+        pieces, limits, sizes = [], [], []
+        weight, offset = torch.eye(features, dtype=torch.float64), torch.zeros(features, dtype=torch.float64)
+        rest = list(pattern)
+        for layer in layers[:-1]:
+            weight, offset = layer.weight @ weight, layer.weight @ offset + layer.bias
+            active = torch.tensor([rest.pop(0) for _ in range(layer.out_features)], dtype=torch.float64)
+            sign = 2 * active - 1
+            pieces.append(-sign[:, None] * weight)
+            limits.append(sign * offset)
+            sizes.append(weight.norm(dim=1))
+            slope = torch.tensor(slopes, dtype=torch.float64)[active.long()]
+            weight, offset = slope[:, None] * weight, slope * offset
+        matrix = torch.cat([torch.cat(pieces), torch.cat(sizes)[:, None]], 1).detach().numpy()
+        bounds = [(lower, upper)] * features + [(None, 1.0)]
+        inside = linprog([0.0] * features + [-1.0], matrix, torch.cat(limits).detach().numpy(), bounds=bounds)
+        if inside.x is not None and inside.x[-1] > 1e-9:
+            jacobian = rows @ layers[-1].weight @ weight
+            found = max(found, torch.linalg.vector_norm(jacobian, dual_exponent(r), dim=1).max().item())
+    return found
+
+
+@pytest.mark.parametrize("activation", list(PIECES))
+@pytest.mark.parametrize("sizes", [(3, 4, 3), (2, 3, 3, 3), (2, 7, 2)])
+def test_the_search_finds_what_the_enumeration_of_all_cells_finds(sizes, activation):
+    for seed in range(2):
+        model = dense(sizes, ACTIVATIONS[activation], seed)
+        rows = class_pairs(sizes[-1])[0]
+        nodes = graph_of(model, sizes[:1])
+        for lower, upper in ((0.0, 1.0), (0.4, 0.6)):
+            box = unit_box(sizes[0])
+            part = Interval(box.lower + lower, box.lower + upper)
+            for r in NORMS:
+                bounds = largest_jacobian(nodes, whole(part, r), rows)
+                assert bounds.exact
+                expected = enumerated(model, activation, lower, upper, rows, r)
+                assert bounds.upper == pytest.approx(expected, rel=1e-7)
+                assert bounds.lower == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("r", [1.0, 2.0])
+def test_a_round_ball_in_the_plane_meets_the_cells_that_a_fine_grid_meets(r):
+    grid = torch.linspace(-0.3, 0.3, 801, dtype=torch.float64)
+    for seed in range(6):
+        model = dense((2, 5, 4, 3), nn.ReLU(), seed, gain=3.0)
+        nodes, rows = graph_of(model, (2,)), class_pairs(3)[0]
+        ball = Ball(torch.full((1, 2), 0.5, dtype=torch.float64), torch.tensor([0.3]).double(), r, unit_box(2))
+        points = (0.5 + torch.cartesian_prod(grid, grid)).requires_grad_()
+        inside = ball.outside(points.detach()) <= 0
+        largest = 0.0
+        for row in rows:
+            (gradient,) = torch.autograd.grad((model(points) @ row).sum(), points)
+            norms = torch.linalg.vector_norm(gradient[inside], dual_exponent(r), dim=1)
+            largest = max(largest, norms.max().item())
+        bounds = largest_jacobian(nodes, ball, rows)
+        assert bounds.exact
+        assert bounds.upper == pytest.approx(largest, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_no_sampled_gradient_exceeds_the_upper_bound_on_thousands_of_networks():
+    """Some with a budget of few branches, so that unfinished searches are among them."""
+    generator = torch.Generator().manual_seed(0)
+    names, finished = list(ACTIVATIONS), 0
+    for seed in range(2000):
+        sizes = [(2, 4, 3), (3, 5, 4, 3), (6, 8, 4), (4, 3, 3, 3, 3)][seed % 4]
+        model = dense(sizes, ACTIVATIONS[names[seed % len(names)]], seed, gain=1 + seed % 3)
+        r, rows = NORMS[seed % 3], class_pairs(sizes[-1])[0]
+        radius = (0.01, 0.1, 0.3, 2.0)[(seed // 4) % 4]
+        centre = torch.rand(1, sizes[0], dtype=torch.float64, generator=generator)
+        ball = Ball(centre, torch.tensor([radius], dtype=torch.float64), r, unit_box(sizes[0]))
+        nodes = graph_of(model, sizes[:1])
+        bounds = largest_jacobian(nodes, ball, rows, branches=(1, 20)[seed % 2])
+        x = ball.draw(200, generator).requires_grad_()
+        logits = model(x)
+        gradients = torch.stack([torch.autograd.grad(z.sum(), x, retain_graph=True)[0] for z in logits.unbind(1)], 1)
+        norms = torch.linalg.vector_norm(rows @ gradients, dual_exponent(r), dim=2)
+        assert norms.max().item() <= bounds.upper
+        assert bounds.lower <= bounds.upper
+        product = JacobianNorms(nodes, propagate(nodes, ball.hull()), r).product(rows).max().item()
+        assert bounds.upper <= product * (1 + 1e-9)
+        finished += bounds.exact
+    assert 200 < finished < 1900  # both kinds were there
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_bounds_of_values_jacobians_and_outputs_hold_on_samples(activation):
+    for seed in range(8):
+        model = Residual(ACTIVATIONS[activation], seed).double().eval()
+        nodes = graph_of(model, (1, 4, 4))
+        generator = torch.Generator().manual_seed(seed)
+        centre = torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=generator)
+        rows = torch.randn(2, 3, 4, dtype=torch.float64, generator=generator)
+        radius = torch.full((2,), (1e-9, 0.01, 0.1, 0.5)[seed % 4], dtype=torch.float64)
+        box = Interval(torch.zeros_like(centre), torch.ones_like(centre))
+        for r in NORMS:
+            ball = Ball(centre, radius, r, box)
+            region = propagate(nodes, ball.hull())
+            jacobian = jacobians(nodes, region, rows[:, 0])
+            norms = JacobianNorms(nodes, propagate(nodes, whole(unit_box(1, 4, 4), r).hull()), r).bound(jacobian)
+            lowest = output_bounds(nodes, ball, rows)
+            for place in range(2):
+                single = Ball(centre[place : place + 1], radius[:1], r, unit_box(1, 4, 4))
+                x = single.draw(100, generator).requires_grad_()
+                logits = model(x)
+                (gradient,) = torch.autograd.grad((logits @ rows[place, 0]).sum(), x)
+                for values, bounds in ((gradient, jacobian.bounds), (logits, region.values[-1])):
+                    assert (values >= bounds.lower[place]).all()
+                    assert (values <= bounds.upper[place]).all()
+                own = torch.linalg.vector_norm(gradient.flatten(1), dual_exponent(r), dim=1)
+                assert own.max() <= norms[place]
+                assert ((logits @ rows[place].T).amin(0) >= lowest[place]).all()
+
+
+@given(st.integers(0, 10**6), st.sampled_from(list(ACTIVATIONS)), st.sampled_from([1e-6, 1.0, 30.0, 1e6]))
+def test_slopes_and_values_of_activations_stay_inside_their_bounds(seed, name, scale):
+    generator = torch.Generator().manual_seed(seed)
+    ends = (scale * torch.randn(2, 50, dtype=torch.float64, generator=generator)).sort(0).values
+    nodes = graph_of(nn.Sequential(nn.Identity(), ACTIVATIONS[name]), (50,))
+    operation = nodes[-1].operation
+    x = (ends[0] + (ends[1] - ends[0]) * torch.rand(100, 50, dtype=torch.float64, generator=generator)).requires_grad_()
+    y = ACTIVATIONS[name](x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    region = propagate(nodes, Interval(ends[:1], ends[1:]))
+    slopes = region.slopes[len(nodes) - 1]
+    assert torch.allclose(operation.slope(x.detach()), slope, atol=1e-12)
+    assert ((slope >= slopes.lower - 1e-12) & (slope <= slopes.upper + 1e-12)).all()
+    assert ((y >= region.values[-1].lower - 1e-12 * scale) & (y <= region.values[-1].upper + 1e-12 * scale)).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_linear_model_has_one_cell(norm):
+    classifier, x, _ = linear_problem()
+    weight = classifier.model[1].weight.detach().double()
+    differences = weight[:, None] - weight[None]
+    expected = torch.linalg.vector_norm(differences, dual_exponent(norm), dim=2).max().item()
+    assert lipschitz_certificate(classifier, norm=norm) == pytest.approx((expected, expected, True), rel=1e-8)
+    local = lipschitz_certificate(classifier, x[:3], radius=[0.1, 0.2, 0.0], norm=norm)
+    assert local.exact.all()
+    assert local.upper == pytest.approx([expected] * 3, rel=1e-8)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_radii_of_a_linear_model_are_its_distances(norm):
+    classifier, x, y = linear_problem()
+    weight = classifier.model[1].weight.detach().double()
+    logits = classifier.model(torch.from_numpy(x)).detach().double()
+    rows = torch.arange(len(y))
+    slopes = torch.linalg.vector_norm(weight[y][:, None] - weight[None], dual_exponent(norm), dim=2)
+    ratio = ((logits[rows, y, None] - logits) / slopes).nan_to_num(nan=math.inf)
+    expected = ratio.amin(1).clamp(min=0).numpy()  # without a box, which can only help
+    radii = certified_radii(classifier, x, y, norm)
+    knapsack = WassersteinKnapsack(classifier, p=2, norm=norm, eps=0.1, verbose=False)
+    knapsack.generate(x, y)
+    assert (radii[::10] == 0).all()
+    assert (radii >= 0.99 * expected).all()
+    assert (radii <= knapsack.distances_ * (1 + 1e-9)).all()
+    capped = certified_radii(classifier, x, y, norm, largest=expected / 2)
+    assert capped == pytest.approx(expected / 2, rel=1e-6)
+
+
+@pytest.fixture
+def small_digits():
+    """A network trained on clean digits, small enough for all bounds."""
+    (x, y), (x_test, y_test) = digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    classifier = make_classifier(model, (1, 8, 8), 10, optimizer=optimizer)
+    np.random.seed(0)
+    classifier.fit(x, y, batch_size=128, nb_epochs=6)
+    return classifier, x_test[:60], y_test[:60]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_attack_passes_the_certificates(small_digits, norm):
+    classifier, x, y = small_digits
+    eps = BUDGETS[norm]
+    radii = certified_radii(classifier, x, y, norm)
+    assert np.median(radii) > 0.1 * eps
+    for p in (1.5, 2.0, math.inf):
+        certified = certified_accuracy(classifier, x, y, p, norm, eps)
+        assert certified == knapsack_accuracy(radii, eps, p)
+        threat = {"p": p, "norm": norm, "eps": eps, "verbose": False}
+        attacks = [
+            WassersteinPGD(classifier, max_iter=20, **threat),
+            WassersteinKnapsack(classifier, **threat),
+            WassersteinDistributionalAttack(classifier, kappa=1.0 if math.isinf(p) else 4.0, **threat),
+        ]
+        for attack in attacks:
+            assert certified <= adversarial_accuracy(classifier, x, y, attack)
+        assert (attacks[1].distances_ >= radii).all()
+    assert 0 < certified_accuracy(classifier, x, y, 2, norm, eps / 8) < 1
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("p", [1.5, 2.0, math.inf])
+def test_no_attack_passes_the_loss_certificates(small_digits, norm, p):
+    classifier, x, y = small_digits
+    rows = torch.arange(len(y))
+    lipschitz = lipschitz_certificate(classifier, norm=norm, seconds=0.5)
+
+    def losses(array, loss):
+        logits = classifier.model(torch.from_numpy(array)).detach().double()
+        if loss == "ce":
+            return F.cross_entropy(logits, torch.from_numpy(y)).item()
+        own = logits[rows, y]
+        logits[rows, y] = -math.inf
+        return (logits.amax(1) - own).mean().item()
+
+    for loss in ("ce", "margin"):
+        before = -math.inf
+        for eps in (0.0, BUDGETS[norm] / 4, BUDGETS[norm]):
+            found = loss_certificate(classifier, x, y, p, norm, eps, loss, certificate=lipschitz)
+            assert found.clean == pytest.approx(losses(x, loss), rel=1e-5)
+            assert found.by_lipschitz == pytest.approx(found.clean + eps * lipschitz.upper)
+            assert found.bound == min(found.by_lipschitz, found.by_radii) >= before
+            if eps > 0:
+                attack = WassersteinPGD(classifier, p=p, norm=norm, eps=eps, loss="ce", max_iter=20, verbose=False)
+                adversarial = attack.generate(x, y)
+                assert wasserstein_distance(x, adversarial, p, norm) <= eps * (1 + 1e-6)
+                assert found.bound >= losses(adversarial, loss)
+            before = found.bound
+        assert found.by_radii < found.by_lipschitz
+    slope = sensitivity(classifier, x, y, p, norm, "ce")
+    assert slope <= lipschitz.upper
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_the_dual_over_rings_is_the_optimum_over_their_masses(p):
+    """The primal: mass of every sample at many distances, each with the least bound on the loss there."""
+    rng = np.random.default_rng(0)
+    radii = np.array([0.1, 0.3, 0.7, 2.0])
+    worst, losses, constant = np.sort(rng.uniform(0, 3, (7, 4)), axis=1), rng.uniform(-1, 0, 7), 4.0
+    given = tuple(map(torch.from_numpy, (worst, radii, losses)))
+    distances = np.linspace(0, 2, 401)
+    ring = np.searchsorted(radii, distances).clip(max=3)
+    gains = np.minimum(worst[:, ring], losses[:, None] + constant * distances)
+    for eps in (0.05, 0.2, 0.6):
+        mass = np.kron(np.eye(7), np.ones(401))
+        primal = linprog(-gains.ravel() / 7, np.tile(distances**p, 7)[None] / 7, [eps**p], mass, np.ones(7))
+        dual = worst_mean(*given, constant, eps, p)
+        assert -primal.fun - 1e-9 <= dual <= -primal.fun + 0.01
+    whole = worst_mean(*given, constant, 0.3, math.inf)
+    assert whole == pytest.approx(np.minimum(worst[:, 1], losses + 0.3 * constant).mean())
+
+
+def test_preprocessing_batch_norm_and_parametrised_weights_are_part_of_the_network():
+    torch.manual_seed(0)
+    orthogonal = nn.utils.parametrizations.orthogonal
+    spectral = nn.utils.parametrizations.spectral_norm
+    model = nn.Sequential(orthogonal(nn.Linear(4, 4)), nn.BatchNorm1d(4), nn.ReLU(), spectral(nn.Linear(4, 3))).eval()
+    model[1].running_var.fill_(0.25)
+    mean, std = np.full(4, 0.5, np.float32), np.full(4, 0.2, np.float32)
+    classifier = make_classifier(model, (4,), 3, preprocessing=(mean, std))
+    first, second = model[0].weight.detach().double(), model[3].weight.detach().double()
+    bound = lipschitz_certificate(classifier, norm=2)
+    assert bound.exact
+    patterns = itertools.product((0.0, 1.0), repeat=4)  # an affine map onto a box of all signs: every cell is met
+    jacobians_ = [second @ torch.diag(torch.tensor(d, dtype=torch.float64)) @ first for d in patterns]
+    pairs = class_pairs(3)[0]
+    scale = 1 / (0.2 * math.sqrt(0.25 + model[1].eps))
+    largest = max(torch.linalg.vector_norm(pairs @ j, dim=1).max().item() for j in jacobians_) * scale
+    assert bound.upper <= largest * (1 + 1e-6)
+    plain = make_classifier(model, (4,), 3, clip_values=(-2.5, 2.5))
+    assert lipschitz_certificate(plain, norm=2).upper == pytest.approx(bound.upper * 0.2, rel=1e-5)
+
+
+def test_the_constants_of_all_pairs_bound_every_search(small_digits):
+    classifier, _, _ = small_digits
+    for norm in NORMS:
+        nodes = graph_of(classifier.model, (1, 8, 8))
+        constants = pair_constants(nodes, unit_box(1, 8, 8), 10, norm)
+        assert torch.equal(constants, constants.T)
+        assert lipschitz_certificate(classifier, norm=norm, seconds=0).upper <= constants.max() * (1 + 1e-9)
+
+
+def test_the_search_stops_in_time_and_repeats_itself(small_digits):
+    classifier, x, _ = small_digits
+    at_once = lipschitz_certificate(classifier, seconds=0)
+    longer = lipschitz_certificate(classifier, branches=200, seconds=math.inf)
+    assert longer == lipschitz_certificate(classifier, branches=200, seconds=math.inf)
+    assert at_once.lower <= longer.lower <= longer.upper <= at_once.upper
+    assert not at_once.exact
+    local = lipschitz_certificate(classifier, x[:2], 0.01, branches=500, seconds=math.inf)
+    assert (local.upper <= longer.upper).all()
+
+
+def test_the_classifier_is_left_as_it_was(small_digits):
+    classifier, x, y = small_digits
+    classifier.model.train()
+    before = copy.deepcopy(classifier.model.state_dict())
+    certified_radii(classifier, x[:2], y[:2])
+    lipschitz_certificate(classifier, seconds=0)
+    assert classifier.model.training
+    assert all(weight.requires_grad for weight in classifier.model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in classifier.model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:W-PGD:UserWarning")
+def test_the_report_brackets_the_truth(small_digits):
+    classifier, x, y = small_digits
+    report = evaluate(classifier, x, y, eps=0.01, autoattack=False, knapsack_iter=50, verbose=False)
+    found = report.to_dict()
+    assert found["certified"] == report.certified_accuracy(0.01) <= report.accuracy(0.01)
+    assert (report.radii <= report.distances).all()
+    assert "[certified, knapsack] = [" in str(report)
+    silent = evaluate(classifier, x, y, certified=False, autoattack=False, knapsack_iter=5, verbose=False)
+    assert silent.radii is None
+    assert silent.to_dict()["certified"] is None
+    assert silent.certified_accuracy(0.01) == 0.0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_report_says_why_it_has_no_certificate():
+    model = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 3))
+    classifier = make_classifier(model, (1, 4, 4), 3)
+    x = np.random.default_rng(0).uniform(size=(6, 1, 4, 4)).astype(np.float32)
+    report = evaluate(classifier, x, [0, 1, 2, 0, 1, 2], autoattack=False, knapsack_iter=5, verbose=False)
+    assert report.radii is None
+    assert "no certificate: the network holds MaxPool2d" in str(report)
+
+
+class Branching(nn.Module):
+    """A network that torch.fx cannot follow."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Noisy(nn.Linear):
+    """A layer whose noise torch.fx takes for a constant."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rand(())
+
+
+def hooked() -> nn.Module:
+    layer = nn.Linear(4, 3)
+    layer.register_forward_hook(lambda module, inputs, output: output * 2)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), "the network holds Softmax"),
+        (nn.Sequential(nn.Linear(4, 3), nn.GELU(approximate="tanh")), "GELU with approximate='tanh'"),
+        (nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False)), "the network holds BatchNorm1d"),
+        (Branching(), "cannot be traced by torch.fx"),
+        (hooked(), "Linear has forward hooks"),
+    ],
+)
+def test_networks_without_bounds_are_refused(model, message):
+    classes = model(torch.rand(2, 4)).shape[1]
+    with pytest.raises(ValueError, match=message):
+        lipschitz_certificate(make_classifier(model, (4,), classes))
+
+
+def test_a_network_that_is_not_what_was_traced_is_refused():
+    classifier = make_classifier(nn.Sequential(Noisy(3, 3)), (3,), 3)
+    with pytest.raises(ValueError, match="something else than"):
+        lipschitz_certificate(classifier)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"radius": 0.1}, "x is None and radius is 0.1; allowed are both"),
+        ({"x": True}, "x is given and radius is None"),
+        ({"x": True, "radius": -1.0}, "radius is -1.0"),
+        ({"x": True, "radius": [0.1]}, r"radius is \[0.1\]; allowed is a number >= 0, or 60 of them"),
+        ({"norm": 3}, "norm is 3"),
+        ({"seconds": -1}, "seconds is -1"),
+        ({"branches": 0}, "branches is 0"),
+    ],
+)
+def test_bad_arguments_of_the_lipschitz_certificate(linear, change, message):
+    if "x" in change:
+        change = change | {"x": linear.x}
+    with pytest.raises(ValueError, match=message):
+        lipschitz_certificate(linear.classifier, **change)
+
+
+def test_bad_arguments_of_the_other_certificates(linear):
+    classifier, x, y = linear
+    for function, change, message in (
+        (certified_accuracy, {"p": 0.5}, "p is 0.5"),
+        (certified_accuracy, {"eps": -0.1}, "eps is -0.1"),
+        (certified_radii, {"norm": 3}, "norm is 3"),
+        (certified_radii, {"batch_size": 0}, "batch_size is 0"),
+        (certified_radii, {"largest": math.nan}, "largest is nan"),
+        (loss_certificate, {"loss": "dlr"}, "loss is 'dlr'; allowed is one of 'ce', 'margin'"),
+        (loss_certificate, {"eps": math.inf}, "eps is inf"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            function(classifier, x, y, **change)
+    with pytest.raises(ValueError, match="NaN"):
+        certified_radii(classifier, np.full_like(x, np.nan), y)
+    with pytest.raises(EstimatorError):
+        certified_radii(object(), x, y)
+    for clip_values in (None, (0.0, np.inf)):
+        unbounded = make_classifier(classifier.model, (30,), 5, clip_values=clip_values)
+        with pytest.raises(ValueError, match="clip_values"):
+            certified_radii(unbounded, x, y)
+    squeezed = make_classifier(
+        classifier.model, (30,), 5, preprocessing_defences=FeatureSqueezing(clip_values=(0, 1), bit_depth=4)
+    )
+    with pytest.raises(ValueError, match="FeatureSqueezing"):
+        certified_radii(squeezed, x, y)
