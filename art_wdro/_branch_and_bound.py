@@ -42,6 +42,8 @@ SAMPLES = 256
 """Random inputs that the lower bound starts from."""
 CLIMB = 20
 """Rounds of a random search that starts from them."""
+PATIENCE = 3
+"""Rounds without a gain after which it stops."""
 FEW_UNITS = 4096
 """Units up to which linear bounds of their inputs are worth their time."""
 ENTRIES = 2**24
@@ -141,16 +143,16 @@ class _Search:
         x = self.ball.draw(SAMPLES, generator)
         norms = self.visit(x)
         width = self.ball.hull().upper - self.ball.hull().lower
+        last_gain = 0
         for turn in range(CLIMB):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or turn - last_gain > PATIENCE:
                 break
-            best = norms.topk(SAMPLES // 8).indices.repeat(4)
-            noise = torch.randn(len(best), *x.shape[1:], dtype=torch.float64, generator=generator)
-            tried = self.ball.pulled(x[best] + noise * width / 2 ** (1 + turn / 2))
-            x, norms = (
-                torch.cat([x[best[: SAMPLES // 8]], tried]),
-                torch.cat([norms[best[: SAMPLES // 8]], self.visit(tried)]),
-            )
+            best, before = norms.topk(SAMPLES // 8).indices, self.lower
+            around = x[best.repeat(4)]
+            noise = torch.randn(around.shape, dtype=torch.float64, generator=generator)
+            tried = self.ball.pulled(around + noise * width / 2 ** (1 + turn / 2))
+            x, norms = torch.cat([x[best], tried]), torch.cat([norms[best], self.visit(tried)])
+            last_gain = turn if self.lower > before else last_gain
 
     def visit(self, x: Tensor) -> Tensor:
         """Raise the lower bound by the largest norms at inputs, (B, ...), where they are in the ball; return them."""

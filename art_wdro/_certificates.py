@@ -61,7 +61,7 @@ def lipschitz_certificate(
     and widened by a relative 1e-11 after every operation, for what that rounds away.
 
     :param classifier: A `PyTorchClassifier` with finite clip_values, whose network consists of linear layers,
-        convolutions, batch norms, average pools, reshapes, sums, and ReLU, LeakyReLU, ReLU6, Hardtanh, Softplus, GELU,
+        convolutions, batch norms, average pools, reshapes, sums, abs, ReLU, LeakyReLU, ReLU6, Hardtanh, Softplus, GELU,
         SiLU, Tanh or Sigmoid, with preprocessing=(mean, std) or none.
     :param x: Centres of balls, (N, ...); None takes the whole box.
     :param radius: Radius of the balls in input units, one number or (N,); a ball ends at the box.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,7 @@ class Node:
     operation: Affine | Activation | None = None
 
 
+ABSOLUTE = Activation(torch.abs, lambda x: torch.where(x > 0, 1.0, -1.0).to(x.dtype), kinks=(0.0,))
 RELU = Activation(torch.relu, lambda x: (x > 0).to(x.dtype), kinks=(0.0,))
 
 
@@ -178,6 +180,9 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.Sigmoid: lambda m: SIGMOID,
 }
 FUNCTIONS: dict[Any, Callable[..., Activation]] = {
+    torch.abs: lambda: ABSOLUTE,
+    operator.abs: lambda: ABSOLUTE,
+    "abs": lambda: ABSOLUTE,
     torch.relu: lambda: RELU,
     F.relu: lambda inplace=False: RELU,
     "relu": lambda: RELU,

@@ -172,7 +172,7 @@ class _Tracer:
         name = target if isinstance(target, (str, nn.Module)) else getattr(target, "__name__", target)
         return ValueError(
             f"the network holds {name}; allowed are linear layers, convolutions, batch norms, average pools, reshapes, "
-            "sums, and ReLU, LeakyReLU, ReLU6, Hardtanh, Softplus, GELU, SiLU, Tanh and Sigmoid"
+            "sums, abs, ReLU, LeakyReLU, ReLU6, Hardtanh, Softplus, GELU, SiLU, Tanh and Sigmoid"
         )
 
 
