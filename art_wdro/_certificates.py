@@ -287,7 +287,8 @@ def _graph(classifier: PyTorchClassifier, x: Tensor | None) -> list[Node]:
     x = centre if x is None else torch.cat([centre, x[:7]])
     with _bridge.undisturbed(classifier, len(x)), torch.no_grad():
         given = _bridge.logits_of(classifier)(x.float().to(classifier.device)).double().cpu()
-        traced = run(nodes, x)[-1]
+        # one by one, lest a step that mixes samples pass for a layer
+        traced = torch.cat([run(nodes, sample[None])[-1] for sample in x])
     if traced.shape != given.shape or not torch.allclose(
         traced, given, rtol=1e-3, atol=1e-4 * given.abs().max().item()
     ):

@@ -45,13 +45,28 @@ def wasserstein_distance(x: Any, x_adv: Any, p: float = 2, norm: float | str = n
         raise ValueError(f"x_adv has the shape {tuple(second.shape)} and x {tuple(first.shape)}; needed are equal ones")
     if first.dim() < 2 or (first.numel() == 0 and shards() is None):
         raise ValueError(f"x has the shape {tuple(first.shape)}; needed is (N, ...) with at least one sample")
-    before, after = (Rows(values, values.device) for values in (first, second))
-    lengths = torch.empty(len(first), dtype=torch.float64)
+    return distance_of_mass(first, second, None, p, r)
+
+
+def distance_of_mass(x: Tensor, x_adv: Tensor, mass: np.ndarray | None, p: float, r: float) -> float:
+    """Return (mean_i mass_i ||x_adv_i - x_i||_r^p)^(1/p), where the rest of each sample's mass stays.
+
+    :param x: Inputs, (N, ...).
+    :param x_adv: The same samples, moved.
+    :param mass: Which part of each moved, (N,); None means all of it.
+    :param p: Order, in [1, inf].
+    :param r: Exponent of the ground norm.
+    :raises ValueError: If values are not finite.
+    """
+    before, after = (Rows(values, values.device) for values in (x, x_adv))
+    lengths = torch.empty(len(x), dtype=torch.float64)
     for rows, *pair in staged(parts(len(before), before.at_once(len(before))), before, after):
         for name, values in zip(("x", "x_adv"), pair, strict=True):
             if not torch.isfinite(values).all():
                 raise ValueError(f"{name} holds NaN or inf; allowed are finite numbers")
         lengths[rows] = sample_norms(pair[1].double() - pair[0].double(), r)
+    if mass is not None:
+        lengths *= torch.from_numpy(mass) ** (1 / p)
     return power_mean(lengths, p, gather=gathering()).item()
 
 
@@ -228,9 +243,30 @@ def adversarial_accuracy(
         array = inputs.cpu().numpy()
         own = isinstance(attack, WassersteinAttack)  # another one might write to what it is given
         adversarial = attack.generate(array if own else array.copy(), labels.cpu().numpy())
-        standing = _standing(classifier, torch.from_numpy(adversarial), labels, batch_size)
-        mass = getattr(attack, "mass_", None)
+    mass = getattr(attack, "mass_", None)
+    return accuracy_left(classifier, inputs, torch.from_numpy(adversarial), labels, mass, batch_size)
+
+
+def accuracy_left(
+    classifier: PyTorchClassifier,
+    x: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    mass: np.ndarray | None,
+    batch_size: int,
+) -> float:
+    """Return the accuracy on what an attack made of a data set.
+
+    :param classifier: The classifier.
+    :param x: Inputs, (N, ...).
+    :param adversarial: What became of them.
+    :param labels: Class indices, (N,).
+    :param mass: Which part of each sample's mass is there, the rest still at the input, (N,); None means all of it.
+    :param batch_size: Samples in one pass.
+    """
+    with _bridge.undisturbed(classifier, batch_size):
+        standing = _standing(classifier, adversarial, labels, batch_size)
         if mass is not None:
-            before = _standing(classifier, inputs, labels, batch_size)
-            standing = torch.from_numpy(mass) * standing + (1 - torch.from_numpy(mass)) * before
+            moved, before = torch.from_numpy(mass), _standing(classifier, x, labels, batch_size)
+            standing = moved * standing + (1 - moved) * before
     return mean(standing)

@@ -62,6 +62,7 @@ class Report:
     :param uncertified: Why they were not; None where they were not wanted.
     :param warnings: What makes a figure doubtful, one sentence each.
     :param arrays: Adversarial arrays by attack, if they were asked for; the figures can be computed from them.
+    :param mass: Which part of each sample's mass is where the array of the attack that splits it (WDA) says, (N,).
     """
 
     p: float
@@ -76,6 +77,7 @@ class Report:
     uncertified: str | None = None
     warnings: tuple[str, ...] = ()
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    mass: np.ndarray | None = None
 
     def accuracy(self, eps: Any, p: float | None = None) -> Any:
         """Return the knapsack accuracy at other budgets and orders, from the same distances.

@@ -46,15 +46,19 @@ def graph_of(
     :return: The nodes in order: the input first, the logits last.
     :raises ValueError: If the network holds anything else.
     """
+    plain = _plain_copy(model)
     try:
-        traced = fx.symbolic_trace(_plain_copy(model))
-    except Exception as error:  # the user's own forward runs here
+        traced = fx.symbolic_trace(plain)
+    except Exception as error:  # the user's own code runs here
         raise ValueError(f"the network cannot be traced by torch.fx: {error}") from error
     nodes = [Node(())]
     if standardisation is not None:
         shift, scale = standardisation[0].double(), 1 / standardisation[1].double()
         nodes.append(Node((0,), Affine(lambda x: (x - shift) * scale, lambda x: x * scale.abs())))
-    return _Tracer(traced, nodes).run(shape)
+    try:
+        return _Tracer(traced, nodes).run(shape)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"the network holds steps that bounds do not know: {error}") from error
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -87,6 +91,7 @@ class _Tracer:
         self.traced, self.nodes = traced, nodes
         self.values: dict[fx.Node, Any] = {}
         self.indices: dict[fx.Node, int] = {}
+        self.order = {step: place for place, step in enumerate(traced.graph.nodes)}
 
     def run(self, shape: tuple[int, ...]) -> list[Node]:
         for step in self.traced.graph.nodes:
@@ -112,6 +117,9 @@ class _Tracer:
         with torch.no_grad():
             rest = arguments[1:] if step.op == "call_method" else arguments
             self.values[step] = call(*rest, **keywords)
+        written = step.args[0] if _is_in_place(step, target) else None
+        if isinstance(written, fx.Node) and any(self.order[user] > self.order[step] for user in written.users):
+            raise ValueError(f"the network changes a value in place, by {step.name}, that a later step reads")
         sources = [part for part in step.all_input_nodes if part in self.indices]
         if not sources or not isinstance(self.values[step], Tensor):
             return  # a size, or a constant
@@ -176,6 +184,15 @@ class _Tracer:
         )
 
 
+def _is_in_place(step: fx.Node, target: Any) -> bool:
+    """Tell whether a step writes to its first argument."""
+    if isinstance(target, nn.Module):
+        return bool(getattr(target, "inplace", False))
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    augmented = target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    return augmented or name.endswith("_") or bool(step.kwargs.get("inplace", False))
+
+
 def _pull(module: Any, shape: torch.Size) -> Pull | None:
     """Return W^T of a linear layer, or of a convolution of inputs of this shape."""
     if isinstance(module, nn.Linear):
@@ -213,9 +230,8 @@ def _arithmetic(target: Any, first: bool, left: Any, right: Any) -> Affine | Non
         return Affine(lambda x: x + constant, lambda x: x)
     if target in (operator.sub, operator.isub, torch.sub, "sub"):
         return Affine(lambda x: x - constant if first else constant - x, lambda x: x)
-    size = constant.abs() if isinstance(constant, Tensor) else abs(constant)
     if target in (operator.mul, operator.imul, torch.mul, "mul"):
-        return Affine(lambda x: x * constant, lambda x: x * size)
+        return Affine(lambda x: x * constant, lambda x: x * abs(constant))
     if target in (operator.truediv, torch.div, torch.true_divide, "div") and first:
-        return Affine(lambda x: x / constant, lambda x: x / size)
+        return Affine(lambda x: x / constant, lambda x: x / abs(constant))
     return None

@@ -465,10 +465,37 @@ def test_networks_without_bounds_are_refused(model, message):
         lipschitz_certificate(make_classifier(model, (4,), classes))
 
 
-def test_a_network_that_is_not_what_was_traced_is_refused():
-    classifier = make_classifier(nn.Sequential(Noisy(3, 3)), (3,), 3)
-    with pytest.raises(ValueError, match="something else than"):
-        lipschitz_certificate(classifier)
+class Mixing(nn.Linear):
+    """A layer that mixes samples."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.mean(0, keepdim=True)
+
+
+class Writing(nn.Module):
+    """A residual sum over a value that an activation writes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.activation = nn.Linear(3, 3), nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(x)
+        return self.activation(x) + x
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Noisy(3, 3), "something else than"),
+        (Mixing(3, 3), "something else than"),
+        (Writing(), "in place, by _0_activation, that a later step reads"),
+    ],
+)
+def test_a_network_that_is_not_what_was_traced_is_refused(model, message):
+    classifier = make_classifier(nn.Sequential(model), (3,), 3)
+    with pytest.raises(ValueError, match=message):
+        certified_radii(classifier, np.random.default_rng(0).uniform(size=(5, 3)).astype(np.float32), [0] * 5)
 
 
 @pytest.mark.parametrize(
