@@ -99,6 +99,7 @@ def cli() -> None:
 @SHARED
 @click.option("--knapsack-iter", type=click.IntRange(1), default=300, show_default=True, help="Gradients a sample.")
 @click.option("--autoattack/--no-autoattack", default=None, help="By default where it is installed.")
+@click.option("--certified/--no-certified", default=None, help="Certified accuracy; by default for small networks.")
 @click.option("--markdown", "markdown_file", type=PATH, help="File for the table in Markdown.")
 @click.option("--figure", "figure_file", type=PATH, help="File for the curve of accuracy over eps.")
 @click.option("--arrays", "arrays_file", type=PATH, help="File .npz for inputs, labels and adversarial arrays.")
@@ -109,6 +110,7 @@ def evaluate(
     arrays_file: Path | None,
     knapsack_iter: int,
     autoattack: bool | None,
+    certified: bool | None,
     **arguments: Any,
 ) -> None:
     """Evaluate a network: clean, W_inf, and W_p by W-PGD and the knapsack."""
@@ -143,6 +145,7 @@ def evaluate(
             batch_size=arguments["batch_size"],
             knapsack_iter=knapsack_iter,
             autoattack=autoattack,
+            certified=certified,
             on_row=keep,
         )
     click.echo(str(report))

@@ -46,9 +46,10 @@ def graph_of(
     :return: The nodes in order: the input first, the logits last.
     :raises ValueError: If the network holds anything else.
     """
-    plain = _plain_copy(model)
     try:
-        traced = fx.symbolic_trace(plain)
+        traced = fx.symbolic_trace(_plain_copy(model))
+    except ValueError:
+        raise
     except Exception as error:  # the user's own code runs here
         raise ValueError(f"the network cannot be traced by torch.fx: {error}") from error
     nodes = [Node(())]
