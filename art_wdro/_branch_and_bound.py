@@ -17,7 +17,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -36,15 +36,15 @@ AT_ONCE = 64
 """Branches that are bounded in one pass."""
 CLOSED = 1e-9
 """Relative amount by which a branch must exceed the lower bound to be searched."""
-INSIDE = 1e-9
-"""How far a point must be from every border of a cell to count as inside."""
+NEAR = 1e-9
+"""How near to a kink an input is too near, relative to how far units move over the ball."""
 SAMPLES = 256
 """Random inputs that the lower bound starts from."""
 CLIMB = 20
 """Rounds of a random search that starts from them."""
 PATIENCE = 3
 """Rounds without a gain after which it stops."""
-FEW_UNITS = 4096
+FEW_UNITS = 1024
 """Units up to which linear bounds of their inputs are worth their time."""
 ENTRIES = 2**24
 """Numbers in one array of gradients, at most."""
@@ -74,13 +74,22 @@ class Piece(NamedTuple):
 
 @dataclass(order=True)
 class Branch:
-    """A part of the search: some units on known pieces, or a smaller box."""
+    """A part of the search: some units on known pieces, or a smaller box.
 
-    priority: float
+    :param order: The bound of it, negated, by which the search takes branches.
+    :param number: In which order they were made.
+    :param pair: Row of the combinations that it is about.
+    :param pieces: Units whose piece is known.
+    :param box: Where the inputs are.
+    :param split: What it falls into: pieces of one unit, or halves along one input; None if it was not looked into.
+    """
+
+    order: float
     number: int
     pair: int = field(compare=False)
     pieces: tuple[Piece, ...] = field(compare=False)
     box: Interval = field(compare=False)
+    split: tuple[Piece, ...] | int | None = field(compare=False, default=None)
 
 
 def largest_jacobian(
@@ -95,18 +104,14 @@ def largest_jacobian(
     :param branches: Number of branches after which they are; None sets no limit.
     :return: The bounds, which hold at any time.
     """
-    deadline = time.monotonic() + seconds
-    search = _Search(nodes, ball, rows)
-    search.climb(deadline)
-    hull = ball.hull()
-    whole = Interval(hull.lower[0], hull.upper[0])
-    search.push([Branch(-math.inf, -1, pair, (), whole) for pair in range(len(rows))])
-    while search.heap and time.monotonic() < deadline and (branches is None or search.count < branches):
-        if -search.heap[0].priority <= search.lower * (1 + CLOSED):
+    search = _Search(nodes, ball, rows, time.monotonic() + seconds)
+    search.climb()
+    while search.heap and not search.is_over() and (branches is None or search.count < branches):
+        if -search.heap[0].order <= search.lower * (1 + CLOSED):
             break
         taken = [heapq.heappop(search.heap) for _ in range(min(AT_ONCE, len(search.heap)))]
-        search.push([child for branch in taken for child in search.split(branch)])
-    left = max((-branch.priority for branch in search.heap), default=0.0)
+        search.push([child for branch in taken for child in search.parts(branch)])
+    left = max((-branch.order for branch in search.heap), default=0.0)
     top = max(search.lower * (1 + CLOSED), search.settled, left)
     return Bounds(search.lower, top, top <= search.lower * (1 + 2 * CLOSED))
 
@@ -114,15 +119,14 @@ def largest_jacobian(
 class _Search:
     """The state of one search."""
 
-    def __init__(self, nodes: Sequence[Node], ball: Ball, rows: Tensor) -> None:
-        self.nodes, self.ball, self.rows = nodes, ball, rows
+    def __init__(self, nodes: Sequence[Node], ball: Ball, rows: Tensor, deadline: float) -> None:
+        self.nodes, self.ball, self.rows, self.deadline = nodes, ball, rows, deadline
         self.activations = [i for i, node in enumerate(nodes) if isinstance(node.operation, Activation)]
         self.smooth = any(not self._activation(index).kinks for index in self.activations)
         self.heap: list[Branch] = []
         self.lower = self.settled = 0.0
         self.count = 0
         self._numbers = itertools.count()
-        self._splits: dict[int, tuple[Piece, ...] | int] = {}
         region = propagate(nodes, ball.hull())
         self.shapes = [values.lower.shape[1:] for values in region.values]
         self._known: dict[int, Interval] = {}
@@ -131,13 +135,21 @@ class _Search:
             region = propagate(nodes, ball.hull(), self._known)
         self._norms = JacobianNorms(nodes, region, ball.r)
         self._reach = _reach(nodes, region)
+        self._width = (ball.hull().upper - ball.hull().lower).max().item()
+        whole = Interval(*(bound[0] for bound in ball.hull()))
+        for pair, bound in enumerate(self._norms.product(rows).tolist()):
+            heapq.heappush(self.heap, Branch(-bound, next(self._numbers), pair, (), whole))
+
+    def is_over(self) -> bool:
+        """Tell whether the time is over."""
+        return time.monotonic() > self.deadline
 
     def _activation(self, index: int) -> Activation:
         operation = self.nodes[index].operation
         assert isinstance(operation, Activation)
         return operation
 
-    def climb(self, deadline: float) -> None:
+    def climb(self) -> None:
         """Raise the lower bound by norms at random inputs, and at inputs near the best of them."""
         generator = torch.Generator().manual_seed(0)
         x = self.ball.draw(SAMPLES, generator)
@@ -145,7 +157,7 @@ class _Search:
         width = self.ball.hull().upper - self.ball.hull().lower
         last_gain = 0
         for turn in range(CLIMB):
-            if time.monotonic() > deadline or turn - last_gain > PATIENCE:
+            if self.is_over() or turn - last_gain > PATIENCE:
                 break
             best, before = norms.topk(SAMPLES // 8).indices, self.lower
             around = x[best.repeat(4)]
@@ -155,9 +167,14 @@ class _Search:
             last_gain = turn if self.lower > before else last_gain
 
     def visit(self, x: Tensor) -> Tensor:
-        """Raise the lower bound by the largest norms at inputs, (B, ...), where they are in the ball; return them."""
-        many = len(self.rows) * x[0].numel()
-        found = torch.cat([self._norms_at(x[part]) for part in parts(len(x), max(1, ENTRIES // many))])
+        """Raise the lower bound by the largest norms at inputs, (B, ...); return them, 0 where they do not count.
+
+        They count inside the ball, and off the kinks, where a derivative may be that of a cell beyond the ball.
+        """
+        found = torch.zeros(len(x), dtype=torch.float64)
+        for part in parts(len(x), max(1, ENTRIES // (len(self.rows) * x[0].numel()))):
+            if not self.is_over():
+                found[part] = self._norms_at(x[part])
         found = torch.where(self.ball.outside(x) <= 0, found, 0.0)
         self.lower = max(self.lower, found.max().item())
         return found
@@ -165,10 +182,18 @@ class _Search:
     def _norms_at(self, x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            logits = run(self.nodes, x)[-1]
+            values = run(self.nodes, x)
+            logits = values[-1]
             gradients = [torch.autograd.grad(z.sum(), x, retain_graph=True)[0].flatten(1) for z in logits.unbind(1)]
         margins = torch.einsum("mk,bkd->bmd", self.rows, torch.stack(gradients, 1))
-        return sample_norms(margins.flatten(0, 1), dual_exponent(self.ball.r)).view(len(x), -1).amax(1)
+        norms = sample_norms(margins.flatten(0, 1), dual_exponent(self.ball.r)).view(len(x), -1).amax(1)
+        for index in self.activations:
+            source = self.nodes[index].inputs[0]
+            size = self._reach[source] * self._width
+            for kink in self._activation(index).kinks:
+                near = ((values[source] - kink).abs() <= NEAR * size) & (size > 0)
+                norms = torch.where(near.flatten(1).any(1), 0.0, norms)
+        return norms.detach()
 
     def push(self, branches: list[Branch]) -> None:
         """Bound branches, and keep those that may hold the largest norm."""
@@ -185,15 +210,14 @@ class _Search:
         centre = self.ball.centre
         empty |= self.ball.outside(torch.minimum(torch.maximum(centre, inputs.lower), inputs.upper)) > -OUTSIDE
         for place, branch in enumerate(branches):
-            bound = min(norms[place].item(), -branch.priority)
+            bound = min(norms[place].item(), -branch.order)
             if empty[place] or bound <= self.lower * (1 + CLOSED):
                 continue
-            kept = Branch(-bound, next(self._numbers), branch.pair, branch.pieces, branch.box)
             split = self._choose(region, jacobian.weights, place)
             if split is None:
-                self._settle(kept, region, place)
+                self._settle(bound, region, place)
             else:
-                self._splits[kept.number] = split
+                kept = Branch(-bound, next(self._numbers), branch.pair, branch.pieces, branch.box, split)
                 heapq.heappush(self.heap, kept)
 
     def _bounds_of(self, branches: list[Branch]) -> dict[int, Interval]:
@@ -219,9 +243,10 @@ class _Search:
             width = region.values[0].upper[place] - region.values[0].lower[place]
             return int(width.argmax()) if width.max() > 0 else None
         best, chosen = (0.0, 0.0), None
-        for index, slope in region.slopes.items():
+        for index, weight in weights.items():
+            slope = region.slopes[index]
             doubt = (slope.upper - slope.lower)[place] * self._reach[self.nodes[index].inputs[0]]
-            gain = doubt * weights[index][place]
+            gain = doubt * weight[place]
             # a unit without weight in the Jacobian still decides where the cell lies
             at = int(gain.argmax()) if gain.max() > 0 else int(doubt.argmax())
             most = gain.view(-1)[at].item(), doubt.view(-1)[at].item()
@@ -234,29 +259,30 @@ class _Search:
         pieces = borders(self._activation(index))
         return tuple(Piece(index, unit, start, end) for start, end in pieces if start <= high and end >= low)
 
-    def split(self, branch: Branch) -> list[Branch]:
-        """Return the parts of a branch."""
-        split = self._splits.pop(branch.number)
-        if isinstance(split, tuple):
-            return [Branch(branch.priority, branch.number, branch.pair, (*branch.pieces, p), branch.box) for p in split]
+    def parts(self, branch: Branch) -> list[Branch]:
+        """Return the parts of a branch; one that was not looked into is its own."""
+        if branch.split is None:
+            return [branch]
+        if isinstance(branch.split, tuple):
+            return [replace(branch, pieces=(*branch.pieces, piece), split=None) for piece in branch.split]
         lower, upper = branch.box
-        middle = (lower.view(-1)[split] + upper.view(-1)[split]) / 2
+        middle = (lower.flatten()[branch.split] + upper.flatten()[branch.split]) / 2
         self.visit(self.ball.pulled(((lower + upper) / 2)[None]))
         below, above = upper.clone(), lower.clone()
-        below.view(-1)[split] = middle
-        above.view(-1)[split] = middle
+        below.view(-1)[branch.split] = middle
+        above.view(-1)[branch.split] = middle
         boxes = Interval(lower, below), Interval(above, upper)
-        return [Branch(branch.priority, branch.number, branch.pair, (), box) for box in boxes]
+        return [replace(branch, box=box, split=None) for box in boxes]
 
-    def _settle(self, branch: Branch, region: Region, place: int) -> None:
-        """Tell whether the ball meets a cell on which the Jacobian is known; if so its norm counts."""
-        cell = Cell(self.nodes, {i: self._piece(region, i, place) for i in self.activations}, self.shapes[0])
-        room, point = cell.deepest(self.ball)
-        if room < OUTSIDE:
-            return
-        if room > INSIDE:
+    def _settle(self, bound: float, region: Region, place: int) -> None:
+        """Let the norm on a cell of which all is known count, unless the ball misses it."""
+        room, point = 0.0, self.ball.centre[0]
+        if self.activations and not self.is_over():
+            cell = Cell(self.nodes, {i: self._piece(region, i, place) for i in self.activations}, self.shapes[0])
+            room, point = cell.deepest(self.ball, self.deadline - time.monotonic())
+        if room >= OUTSIDE:
             self.visit(point[None])
-        self.settled = max(self.settled, -branch.priority)
+            self.settled = max(self.settled, bound)
 
     def _piece(self, region: Region, index: int, place: int) -> tuple[Tensor, Tensor]:
         """Return the piece of every unit of an activation."""

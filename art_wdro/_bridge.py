@@ -322,6 +322,8 @@ def as_labels(classifier: PyTorchClassifier, y: Any, count: int, name: str = "y"
     :raises TypeError: If the values are no numbers.
     :raises ValueError: If the shape or the count does not fit, or a label is no class.
     """
+    if y is None:
+        raise ValueError(f"{name} is None; needed are {count} labels, as indices or one-hot rows")
     if not isinstance(y, Tensor):
         array = np.asarray(y)
         if array.dtype.kind not in "fiub":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from art_wdro._geometry import dual_exponent, sample_direction
+from art_wdro._geometry import dual_exponent, sample_direction, sample_norms
 from art_wdro._intervals import Ball
 from art_wdro._layers import Activation, Node
 
-OUTSIDE = -1e-6
+OUTSIDE = -1e-5
 """How far every point must be beyond some border for a cell to count as empty: above the solver's tolerance."""
+ROUNDED = 1e-11
+"""Relative change over the box below which a unit is where it is, up to rounding."""
 CUTS = 30
 """Planes that a round ball is cut with, at most."""
 
@@ -64,45 +67,55 @@ class Cell:
         start = torch.zeros(math.prod(shape), dtype=torch.float64)
         weights = torch.autograd.functional.jacobian(inputs_of_units, start)  # type: ignore[no-untyped-call]
         offsets = inputs_of_units(start)
-        # a unit that no input reaches is where it is, up to rounding
-        sizes = weights.norm(dim=1)
-        reached = sizes > 1e-12 * sizes.max()
         rows, limits = [], []
         for sign, side in ((-1.0, 0), (1.0, 1)):
             ends = torch.cat([interval[side].flatten() for interval in units.values()])
-            held = torch.isfinite(ends) & reached
+            held = torch.isfinite(ends)
             rows.append(sign * weights[held])
             limits.append(sign * (ends - offsets)[held])
         self.matrix, self.limits = torch.cat(rows).numpy(), torch.cat(limits).numpy()
-        self.sizes = np.linalg.norm(self.matrix, axis=1)
 
-    def deepest(self, ball: Ball) -> tuple[float, Tensor]:
+    def deepest(self, ball: Ball, seconds: float) -> tuple[float, Tensor]:
         """Find the point of a single ball that is farthest from the cell's borders.
 
-        A ball in another norm than l_inf is cut by planes until the point lies in it, or none is left.
+        The inputs are in units of the box around the ball, and every border is in units of how much it rises there. A
+        ball in another norm than l_inf is cut by planes until the point lies in it, or none is left.
 
-        :return: How far it is from them, negative if the ball misses the cell, and the point.
+        :param ball: The ball.
+        :param seconds: Time for it.
+        :return: How far it is from them, negative if the ball misses the cell, 0 where it was not found out, and it.
         """
+        deadline = time.monotonic() + seconds
+        centre = ball.centre[0].flatten().numpy()
         lower, upper = (bound[0].flatten().numpy() for bound in ball.hull())
-        bounds = [*zip(lower, upper, strict=True), (None, 1.0)]
-        matrix, limits, sizes = self.matrix, self.limits, self.sizes
-        room, x = 0.0, ball.centre[0]
+        width = upper - lower
+        matrix, limits = _normed(self.matrix * width, self.limits - self.matrix @ lower)
+        bounds = [(0.0, 1.0)] * len(lower) + [(None, 1.0)]
+        objective = np.append(np.zeros(len(lower)), -1.0)
+        room, x = 0.0, centre
         for _ in range(CUTS):
-            found = linprog(
-                [0.0] * len(lower) + [-1.0], np.column_stack([matrix, sizes]), limits, bounds=bounds, method="highs"
-            )
-            if found.x is None:
-                return (-math.inf if found.status == 2 else 0.0), ball.centre[0]
-            room, x = float(found.x[-1]), torch.from_numpy(found.x[:-1]).view_as(ball.centre[0])
-            delta = (x - ball.centre[0])[None]
-            if room < OUTSIDE or ball.outside(x[None]).item() <= 0:
+            left = max(0.01, deadline - time.monotonic())
+            given = np.column_stack([matrix, np.ones(len(matrix))])
+            found = linprog(objective, given, limits, bounds=bounds, method="highs", options={"time_limit": left})
+            if found.status != 0:
+                return 0.0, ball.centre[0]
+            room, x = float(found.x[-1]), lower + width * found.x[:-1]
+            delta = torch.from_numpy(x - centre)[None]
+            beyond = sample_norms(delta, ball.r).item() - ball.radius.item()
+            if room < OUTSIDE or beyond <= 0 or time.monotonic() > deadline:
                 break
             # the plane that touches the ball in the direction of the point
-            normal = sample_direction(delta, dual_exponent(ball.r))
-            reach = (normal * ball.centre).sum() + ball.radius[0]
-            matrix = np.vstack([matrix, normal.flatten().numpy()])
-            limits, sizes = np.append(limits, reach.item()), np.append(sizes, np.linalg.norm(normal.numpy()))
-        return room, x
+            normal = sample_direction(delta, dual_exponent(ball.r)).numpy()
+            plane, limit = _normed(normal * width, normal @ (centre - lower) + ball.radius.item())
+            matrix, limits = np.vstack([matrix, plane]), np.append(limits, limit)
+        return room, torch.from_numpy(x).view_as(ball.centre[0])
+
+
+def _normed(matrix: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Divide inequalities by the norms of their rows; leave out what no input changes, up to rounding."""
+    sizes = np.linalg.norm(matrix, axis=1)
+    held = sizes > ROUNDED * np.abs(limits)
+    return matrix[held] / sizes[held, None], limits[held] / sizes[held]
 
 
 def _affine(activation: object, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,12 @@ from art_wdro._tracing import graph_of
 
 AFFORDABLE = 2**26
 """Samples times units squared up to which a report computes certified radii unasked."""
+FEW_WEIGHTS = 2**20
+"""Weights of a network up to which it looks."""
+PROBES = 16
+"""Inputs on which the traced network is compared with the classifier, at random and of the data."""
+RINGS = 16
+"""Radii at which losses are bounded, at most."""
 INNERMOST = 0.25
 """The least radius at which losses are bounded, in units of eps; each of the others is twice as large."""
 
@@ -33,7 +39,7 @@ INNERMOST = 0.25
 class LipschitzCertificate(NamedTuple):
     """Bounds on the largest dual norm of the gradient of a difference of two logits.
 
-    :param lower: Met at some input, so that no Lipschitz constant is smaller.
+    :param lower: Met at an input that the search has seen, so that no Lipschitz constant is smaller.
     :param upper: Met at none: |(z_j - z_k)(x) - (z_j - z_k)(x')| <= upper ||x - x'||_r for all j and k. The margin and
         the cross-entropy have this Lipschitz constant too.
     :param exact: Whether the two are one up to rounding.
@@ -87,13 +93,13 @@ def lipschitz_certificate(
     box = _box(classifier)
     rows = class_pairs(classifier.nb_classes)[0]
     if x is None:
-        nodes = _graph(classifier, None)
+        nodes = _graph(classifier, box)
         half = (box.upper - box.lower) / 2
-        ball = _balls(((box.lower + box.upper) / 2)[None], _size(half, r)[None], r, box)
+        ball = _balls((box.lower + half)[None], _size(half, r)[None], r, box)
         return LipschitzCertificate(*largest_jacobian(nodes, ball, rows, seconds=seconds, branches=branches))
     inputs = _bridge.as_inputs(classifier, x).double().cpu()
-    radii = _radii("radius", radius, len(inputs))
-    nodes = _graph(classifier, inputs)
+    radii = _numbers("radius", radius, len(inputs)).clamp(max=_size(box.upper - box.lower, r))
+    nodes = _graph(classifier, box, inputs)
     found: list[Bounds] = []
     for centre, own in zip(inputs, radii, strict=True):
         ball = _balls(centre[None], own[None], r, box)
@@ -106,7 +112,7 @@ class LossCertificate(NamedTuple):
 
     :param clean: The expected loss on the data.
     :param bound: The least of the bounds below: no distribution in the ball, inside the box, exceeds it.
-    :param by_lipschitz: clean + eps L, with L the upper end of the Lipschitz certificate.
+    :param by_lipschitz: clean + eps L.
     :param by_radii: The dual of the problem over bounds on every sample's loss within growing radii.
     """
 
@@ -125,7 +131,7 @@ def loss_certificate(
     eps: float = 8 / 255,
     loss: str = "ce",
     *,
-    certificate: LipschitzCertificate | None = None,
+    constant: float | None = None,
     seconds: float = 10.0,
     batch_size: int = 64,
 ) -> LossCertificate:
@@ -138,7 +144,8 @@ def loss_certificate(
     :param norm: Ground norm: 1, 2, np.inf or "inf".
     :param eps: Budget in input units.
     :param loss: "ce", the cross-entropy, or "margin", max_j z_j - z_y over the other classes j.
-    :param certificate: What :func:`lipschitz_certificate` returned for the whole box and this norm; None computes it.
+    :param constant: A Lipschitz constant of the margins in the box, such as
+        `lipschitz_certificate(classifier, norm=norm).upper`; None computes it.
     :param seconds: Time for that.
     :param batch_size: Samples bounded at once, a matter of memory.
     :return: The bounds.
@@ -152,15 +159,18 @@ def loss_certificate(
     p, r = _checks.order(p, one=True), _checks.ground_norm(norm)
     eps, loss = _checks.real("eps", eps, 0.0), _checks.choice("loss", loss, ("ce", "margin"))
     batch_size = _checks.integer("batch_size", batch_size, 1)
+    seconds = _checks.real("seconds", seconds, 0.0, infinite=True)
+    constant = None if constant is None else _checks.real("constant", constant, 0.0)
     inputs, labels, nodes, box = _problem(classifier, x, y)
-    if certificate is None:
-        certificate = lipschitz_certificate(classifier, norm=r, seconds=seconds)
+    if constant is None:
+        constant = lipschitz_certificate(classifier, norm=r, seconds=seconds).upper
     with torch.no_grad():
         logits = torch.cat([run(nodes, inputs[part])[-1] for part in parts(len(inputs), batch_size)])
     own = logits.gather(1, labels[:, None])
     margins = (logits - own).scatter(1, labels[:, None], -math.inf).amax(1)
     losses = margins if loss == "margin" else cross_entropy(logits, labels, reduction="none")
     size = _size(box.upper - box.lower, r)
+    eps = min(eps, size.item())  # nothing can go farther
     radii = _rings(eps, size.item())
     bounds = torch.zeros(len(inputs), len(radii), dtype=torch.float64)
     for part in parts(len(inputs), batch_size):
@@ -169,8 +179,8 @@ def loss_certificate(
             bounds[part, column] = worst_losses(nodes, balls, labels[part], classifier.nb_classes, loss)
     losses, bounds = all_rows(losses)[0], torch.stack([all_rows(column)[0] for column in bounds.unbind(1)], 1)
     clean = losses.mean().item()
-    by_lipschitz = clean + eps * certificate.upper
-    by_radii = clean if eps == 0 else worst_mean(bounds, radii, losses, certificate.upper, eps, p)
+    by_lipschitz = clean + eps * constant
+    by_radii = clean if eps == 0 else worst_mean(bounds, radii, losses, constant, eps, p)
     return LossCertificate(clean, min(by_lipschitz, by_radii), by_lipschitz, by_radii)
 
 
@@ -185,8 +195,9 @@ def certified_radii(
 ) -> np.ndarray:
     """Find for every sample a radius within which no input of the box is classified otherwise.
 
-    The larger of two: the margin over its Lipschitz constant in the box, and the largest radius, to 1 %, for which
-    linear bounds carried backwards through the network keep the margin positive.
+    That holds in exact arithmetic; in float32 a point within rounding of the border can still come out on either side.
+    The radius is the larger of two: the margin over its Lipschitz constant in the box, and the largest radius, to 1 %,
+    for which linear bounds carried backwards through the network keep the margin positive.
 
     :param classifier: As for :func:`lipschitz_certificate`.
     :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch.
@@ -195,7 +206,8 @@ def certified_radii(
     :param largest: Radius beyond which is not searched, in input units, one number or (N,); the distances that an
         attack found save time. None takes the size of the box.
     :param batch_size: Samples bounded at once, a matter of memory.
-    :return: Radii, (N,), in input units: 0 where the sample is misclassified already, or nothing is certain.
+    :return: Radii, (N,), in input units: 0 where the sample is misclassified already, or nothing is certain; inf where
+        all of the box is.
     :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
     :raises ValueError: If an argument does not fit, or the network holds a layer without bounds.
 
@@ -206,12 +218,13 @@ def certified_radii(
     batch_size = _checks.integer("batch_size", batch_size, 1)
     inputs, labels, nodes, box = _problem(classifier, x, y)
     size = _size(box.upper - box.lower, r)
-    most = size.expand(len(inputs)) if largest is None else _radii("largest", largest, len(inputs)).clamp(max=size)
+    most = size.expand(len(inputs)) if largest is None else _numbers("largest", largest, len(inputs)).clamp(max=size)
     constants = pair_constants(nodes, Interval(box.lower[None], box.upper[None]), classifier.nb_classes, r)
     found = torch.zeros(len(inputs), dtype=torch.float64)
     for part in parts(len(inputs), batch_size):
         balls = _balls(inputs[part], most[part], r, box)
         found[part] = certain_radii(nodes, balls, labels[part], constants, most[part])
+    found = torch.where(found >= size, math.inf, found)
     with _bridge.undisturbed(classifier, batch_size):  # the classifier itself rounds otherwise
         predicted = _bridge.predicted_labels(classifier, inputs.float(), 256).cpu()
     return torch.where(predicted == labels, found, 0.0).numpy()
@@ -243,26 +256,37 @@ def certified_accuracy(
     :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
     :raises ValueError: If an argument does not fit, or the network holds a layer without bounds.
     """
+    _bridge.require_pytorch(certified_accuracy, classifier)
     p, eps = _checks.order(p, one=True), _checks.real("eps", eps, 0.0)
     radii = certified_radii(classifier, x, y, norm, batch_size=batch_size)
     accuracy: float = knapsack_accuracy(all_rows(torch.from_numpy(radii))[0].numpy(), eps, p)
     return accuracy
 
 
-def affordable(classifier: PyTorchClassifier, samples: int) -> str | None:
-    """Tell why certified radii are not to be computed unasked; None if they are.
+def why_uncertified(classifier: PyTorchClassifier, samples: int, wanted: bool | None) -> str | None:
+    """Tell why no certified radii are to be computed; None if they are.
 
     :param classifier: The classifier.
     :param samples: How many samples there are.
+    :param wanted: Whether the user wants them; None wants them where that takes little.
+    :raises ValueError: If they are wanted and the network has no bounds.
     """
+    if wanted is False:
+        return "it was not wanted"
+    weights = sum(weight.numel() for weight in _bridge.network(classifier).parameters())
+    if wanted is None and weights > FEW_WEIGHTS:
+        return f"a network of {weights} weights takes long; certified=True computes it"
     try:
-        nodes, box = _graph(classifier, None), _box(classifier)
+        box = _box(classifier)
+        nodes = _graph(classifier, box)
     except ValueError as error:
+        if wanted:
+            raise
         return str(error)
     values = run(nodes, box.lower[None])
     units = sum(v[0].numel() for v, node in zip(values, nodes, strict=True) if isinstance(node.operation, Activation))
-    if samples * units**2 > AFFORDABLE:
-        return f"{units} units and {samples} samples take long; certified=True computes them"
+    if wanted is None and samples * units**2 > AFFORDABLE:
+        return f"{units} units and {samples} samples take long; certified=True computes it"
     return None
 
 
@@ -272,35 +296,37 @@ def _problem(classifier: PyTorchClassifier, x: Any, y: Any | None) -> tuple[Tens
         x, y = as_arrays(x, y)
         inputs = _bridge.as_inputs(classifier, x)
         labels = _bridge.as_labels(classifier, y, len(inputs))
-        inputs = inputs.double().cpu()
-        return inputs, labels.cpu(), _graph(classifier, inputs), _box(classifier)
+        inputs, box = inputs.double().cpu(), _box(classifier)
+        return inputs, labels.cpu(), _graph(classifier, box, inputs), box
 
 
-def _graph(classifier: PyTorchClassifier, x: Tensor | None) -> list[Node]:
-    """Trace the classifier's network with its preprocessing, and see on a few inputs that it is the same function.
+def _graph(classifier: PyTorchClassifier, box: Interval, x: Tensor | None = None) -> list[Node]:
+    """Trace the classifier's network with its preprocessing, and see on some inputs that it is the same function.
 
     :raises ValueError: If it cannot be traced, or is not.
     """
     nodes = graph_of(_bridge.network(classifier), tuple(classifier.input_shape), _bridge.standardisation(classifier))
-    box = _box(classifier)
-    centre = ((box.lower + box.upper) / 2)[None]
-    x = centre if x is None else torch.cat([centre, x[:7]])
-    with _bridge.undisturbed(classifier, len(x)), torch.no_grad():
-        given = _bridge.logits_of(classifier)(x.float().to(classifier.device)).double().cpu()
-        # one by one, lest a step that mixes samples pass for a layer
-        traced = torch.cat([run(nodes, sample[None])[-1] for sample in x])
-    if traced.shape != given.shape or not torch.allclose(
-        traced, given, rtol=1e-3, atol=1e-4 * given.abs().max().item()
-    ):
+    drawn = torch.rand(PROBES, *box.lower.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    points = [box.lower[None], box.upper[None], box.lower + (box.upper - box.lower) * drawn]
+    probes = torch.cat([*points, *([] if x is None else [x[:PROBES]])]).float()
+    try:
+        with _bridge.undisturbed(classifier, len(probes)), torch.no_grad():
+            given = _bridge.logits_of(classifier)(probes.to(classifier.device)).double().cpu()
+            # one by one, lest a step that mixes samples pass for a layer
+            traced = torch.cat([run(nodes, probe[None].double())[-1] for probe in probes])
+    except RuntimeError as error:
+        raise ValueError(f"classifier's network cannot be followed: {error}") from error
+    tolerance = 1e-3 * given.abs().max().item()
+    if traced.shape != given.shape or not torch.allclose(traced, given, rtol=1e-3, atol=tolerance):
         raise ValueError("classifier computes something else than the layers that torch.fx finds in its network")
     return nodes
 
 
 def _box(classifier: PyTorchClassifier) -> Interval:
-    bounds = _bridge.box(classifier)
+    bounds, shape = _bridge.box(classifier), tuple(_bridge.example(classifier).shape[1:])
     if bounds is None or not all(torch.isfinite(bound).all() for bound in bounds):
         raise ValueError(f"classifier has clip_values={classifier.clip_values}; needed are finite ones, the box")
-    return Interval(*(bound.double().cpu().expand(tuple(classifier.input_shape)) for bound in bounds))
+    return Interval(*(bound.double().cpu().expand(shape) for bound in bounds))
 
 
 def _balls(centres: Tensor, radii: Tensor, r: float, box: Interval) -> Ball:
@@ -315,14 +341,14 @@ def _size(extent: Tensor, r: float) -> Tensor:
 
 def _rings(eps: float, size: float) -> Tensor:
     """Return the radii at which losses are bounded, eps and the size of the box among them."""
-    count = max(0, math.ceil(math.log2(size / (INNERMOST * eps)))) if eps > 0 else 0
+    count = min(RINGS, max(0, math.ceil(math.log2(size / (INNERMOST * eps))))) if eps > 0 else 0
     return torch.tensor([*(INNERMOST * eps * 2.0**k for k in range(count)), size], dtype=torch.float64)
 
 
-def _radii(name: str, values: Any, count: int) -> Tensor:
-    """Read a radius, or one a sample."""
+def _numbers(name: str, values: Any, count: int) -> Tensor:
+    """Read a number >= 0, or one a sample; inf is one."""
     if np.ndim(values) == 0:
-        return torch.full((count,), _checks.real(name, values, 0.0), dtype=torch.float64)
+        return torch.full((count,), _checks.real(name, values, 0.0, infinite=True), dtype=torch.float64)
     radii = _bridge.as_numbers(values, name).double().cpu()
     if radii.shape != (count,) or not (radii >= 0).all():
         raise ValueError(f"{name} is {values!r}; allowed is a number >= 0, or {count} of them")

@@ -136,20 +136,24 @@ def worst_mean(worst: Tensor, radii: Tensor, losses: Tensor, constant: float, ep
 
     Source: Blanchet, Murthy, 2019, arXiv:1604.01446, for the duality.
     """
+    if constant == 0:
+        return float(losses.mean())
     if math.isinf(p):
         within = worst[:, radii >= min(eps, radii[-1].item())][:, 0]
         return float(torch.minimum(within, losses + constant * eps).mean())
+    # distances, and the Lipschitz constant, in units of eps
+    radii, constant = radii / eps, constant * eps
     inner = torch.cat([radii.new_zeros(1), radii[:-1]])
-    scale = constant / eps ** (p - 1)  # the best multiplier for the Lipschitz constant alone is 1/p of it
     # the distance in the ring from which the Lipschitz constant says less than the bound
-    enough = torch.minimum(torch.maximum((worst - losses[:, None]) / max(constant, 1e-300), inner), radii)
-    bounds = []
-    for multiplier in (scale * torch.logspace(-6, 3, 1000, dtype=torch.float64)).tolist():
+    enough = torch.minimum(torch.maximum((worst - losses[:, None]) / constant, inner), radii)
+    bounds = [worst[:, -1].mean().item()]
+    # the best multiplier for the Lipschitz constant alone is constant / p
+    for multiplier in (constant * torch.logspace(-6, 3, 1000, dtype=torch.float64)).tolist():
         if p > 1:
-            steepest = (constant / (multiplier * p)) ** (1 / (p - 1))
+            steepest = math.exp(min(700.0, math.log(constant / (multiplier * p)) / (p - 1)))
         else:
             steepest = math.inf if constant > multiplier else 0.0
         distance = torch.minimum(torch.maximum(radii.new_tensor(steepest), inner), enough)
         within = torch.minimum(worst, losses[:, None] + constant * distance) - multiplier * distance**p
-        bounds.append(multiplier * eps**p + within.amax(1).mean().item())
+        bounds.append(multiplier + within.amax(1).mean().item())
     return float(min(bounds))

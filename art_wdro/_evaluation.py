@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks
 from art_wdro._attacks import WassersteinPGD
-from art_wdro._certificates import affordable, certified_radii
+from art_wdro._certificates import certified_radii, why_uncertified
 from art_wdro._coupling import all_rows, average, count, everywhere, is_first, together, total
 from art_wdro._datasets import as_arrays
 from art_wdro._distributional_attack import WassersteinDistributionalAttack
@@ -86,7 +86,8 @@ def evaluate(
         x, y = as_arrays(x, y)
         inputs = _bridge.as_inputs(classifier, x)
         labels = _bridge.as_labels(classifier, y, len(inputs))
-    reason = affordable(classifier, count(len(inputs))) if certified is None else None
+    certified = None if certified is None else _checks.flag("certified", certified)
+    reason = why_uncertified(classifier, count(len(inputs)), certified)
     threat: dict[str, Any] = {"norm": r, "eps": eps, "batch_size": batch_size, "verbose": False}
     knapsack = WassersteinKnapsack(classifier, p=p, max_iter=knapsack_iter, **threat)
     step = eps / 20 if eps > 0 else None
@@ -135,7 +136,7 @@ def evaluate(
         # one radius for all samples is no worst case, nor meant as one
         found += _check_order([row for row in rows if attacks.get(row.attack) is not split])
     radii = None
-    if certified or (certified is None and reason is None):
+    if reason is None:
         radii = certified_radii(classifier, inputs, labels, r, largest=knapsack.distances_)
         radii = all_rows(torch.from_numpy(radii))[0].numpy()
     report = Report(
@@ -150,7 +151,7 @@ def evaluate(
         },
         distances=all_rows(torch.from_numpy(knapsack.distances_))[0].numpy(),
         radii=radii,
-        uncertified=reason,
+        uncertified=reason if certified is None else None,
         warnings=tuple(dict.fromkeys(text for rank in everywhere(found) for text in rank)),
         arrays=arrays,
         mass=all_rows(torch.from_numpy(split.mass_))[0].numpy(),

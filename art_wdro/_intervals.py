@@ -17,6 +17,9 @@ from art_wdro._geometry import sample_norms
 WIDENING = 1e-11
 """Relative width that is added for what rounding may take away."""
 
+INWARD = 1 - 1e-6
+"""How far towards the border points of a ball go."""
+
 
 class Interval(NamedTuple):
     """Bounds of numbers, two tensors of one shape."""
@@ -80,7 +83,8 @@ class Ball(NamedTuple):
         return self.pulled(x)
 
     def pulled(self, x: Tensor) -> Tensor:
-        """Pull points into the ball, along the line to its centre, and into the box."""
+        """Pull points into the ball, along the line to its centre, and a little inside the box."""
         scale = (self.radius / sample_norms(x - self.centre, self.r).clamp(min=1e-300)).clamp(max=1.0)
         x = self.centre + (x - self.centre) * scale.view(-1, *[1] * (x.dim() - 1))
-        return torch.minimum(torch.maximum(x, self.box.lower), self.box.upper)
+        x = torch.minimum(torch.maximum(x, self.box.lower), self.box.upper)
+        return self.centre + (x - self.centre) * INWARD

@@ -142,9 +142,11 @@ def _hardtanh(low: float, high: float) -> Activation:
 
 
 def _softplus(beta: float, threshold: float) -> Activation:
+    """Return log(1 + e^(beta x)) / beta; torch jumps to x at the threshold, from 20 on by less than float32 rounds."""
+    if threshold < 20:
+        raise ValueError(f"the network holds Softplus with threshold={threshold:g}; allowed is 20 or more")
     return Activation(
-        lambda x: F.softplus(x, beta, threshold),
-        lambda x: torch.where(beta * x > threshold, 1.0, torch.sigmoid(beta * x)).to(x.dtype),
+        lambda x: torch.logaddexp(beta * x, torch.zeros_like(x)) / beta, lambda x: torch.sigmoid(beta * x)
     )
 
 
@@ -154,18 +156,17 @@ def _gelu(approximate: str) -> Activation:
     root = math.sqrt(2.0)
 
     def slope(x: Tensor) -> Tensor:
-        return (1 + torch.erf(x / root)) / 2 + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+        return torch.erfc(-x / root) / 2 + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
     return Activation(F.gelu, slope, turns=(-root, root))
 
 
 def _silu_slope(x: Tensor) -> Tensor:
-    gate = torch.sigmoid(x)
-    return gate * (1 + x * (1 - gate))
+    return torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))
 
 
 SILU = Activation(F.silu, _silu_slope, turns=(-2.399357280520054, 2.399357280520054))
-TANH = Activation(torch.tanh, lambda x: 1 - torch.tanh(x) ** 2, turns=(0.0,))
+TANH = Activation(torch.tanh, lambda x: 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x), turns=(0.0,))
 SIGMOID = Activation(torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), turns=(0.0,))
 
 ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {

@@ -136,7 +136,8 @@ def _lowest(nodes: Sequence[Node], rows: Tensor, ball: Ball, lines: dict[int, Li
             like = values[node.inputs[0]].lower
             zero = node.operation.apply(torch.zeros_like(like[:1]))[0]
             constant = constant + (adjoint * zero).flatten(2).sum(2)
-            size = size + (adjoint * zero).abs().flatten(2).sum(2)
+            terms = node.operation.absolute(values[node.inputs[0]].largest()) + zero.abs()
+            size = size + (adjoint.abs() * terms[:, None]).flatten(2).sum(2)
             pulled = node.operation.transposed(adjoint.flatten(0, 1), like.shape[1:])
             adjoint = pulled.view(count, many, *like.shape[1:])
         elif isinstance(node.operation, Activation):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +23,10 @@ CONVOLUTION_TRANSPOSED: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv2d: grad.conv2d_input,
     nn.Conv3d: grad.conv3d_input,
 }
-DENSE = 16
+FAN_INS = 16
 """Inputs of a convolution, in units of those that one output sees, up to which its matrix is faster in float64."""
+ENTRIES = 2**23
+"""Entries of such a matrix, at most."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 MEANS = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
@@ -46,12 +50,18 @@ def graph_of(
     :return: The nodes in order: the input first, the logits last.
     :raises ValueError: If the network holds anything else.
     """
+    _refuse_hooks(model)
     try:
-        traced = fx.symbolic_trace(_plain_copy(model))
-    except ValueError:
-        raise
+        plain = nn.Sequential(_plain_copy(model))
+        parameters = [*inspect.signature(model.forward).parameters.values()][1:]
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        if defaults:
+            plain[0].forward = functools.partial(plain[0].forward, **defaults)
+        traced = fx.symbolic_trace(plain)
     except Exception as error:  # the user's own code runs here
         raise ValueError(f"the network cannot be traced by torch.fx: {error}") from error
+    _refuse_writes(traced)
+    traced.graph.eliminate_dead_code()
     nodes = [Node(())]
     if standardisation is not None:
         shift, scale = standardisation[0].double(), 1 / standardisation[1].double()
@@ -62,17 +72,21 @@ def graph_of(
         raise ValueError(f"the network holds steps that bounds do not know: {error}") from error
 
 
+def _refuse_hooks(model: nn.Module) -> None:
+    for module in model.modules():
+        if module._forward_pre_hooks or module._forward_hooks:
+            raise ValueError(
+                f"{type(module).__name__} has forward hooks, whose effect is unknown; for normed weights take "
+                "torch.nn.utils.parametrizations"
+            )
+
+
 def _plain_copy(model: nn.Module) -> nn.Module:
     """Copy a network, its parametrised weights as the numbers that they are now."""
     model = copy.deepcopy(model).cpu().eval()
     for module in model.modules():
         if nn.utils.parametrize.is_parametrized(module):
             _freeze(module)
-        if module._forward_pre_hooks or module._forward_hooks:
-            raise ValueError(
-                f"{type(module).__name__} has forward hooks, whose effect is unknown; for normed weights take "
-                "torch.nn.utils.parametrizations"
-            )
     return model.double()
 
 
@@ -92,7 +106,6 @@ class _Tracer:
         self.traced, self.nodes = traced, nodes
         self.values: dict[fx.Node, Any] = {}
         self.indices: dict[fx.Node, int] = {}
-        self.order = {step: place for place, step in enumerate(traced.graph.nodes)}
 
     def run(self, shape: tuple[int, ...]) -> list[Node]:
         for step in self.traced.graph.nodes:
@@ -118,15 +131,15 @@ class _Tracer:
         with torch.no_grad():
             rest = arguments[1:] if step.op == "call_method" else arguments
             self.values[step] = call(*rest, **keywords)
-        written = step.args[0] if _is_in_place(step, target) else None
-        if isinstance(written, fx.Node) and any(self.order[user] > self.order[step] for user in written.users):
-            raise ValueError(f"the network changes a value in place, by {step.name}, that a later step reads")
-        sources = [part for part in step.all_input_nodes if part in self.indices]
-        if not sources or not isinstance(self.values[step], Tensor):
+        sources: list[fx.Node] = []
+        fx.map_arg((step.args, step.kwargs), lambda part: sources.append(part) if part in self.indices else None)
+        value = self.values[step]
+        if not sources or not isinstance(value, Tensor):
             return  # a size, or a constant
         inputs = tuple(self.indices[part] for part in sources)
-        if target in SUMS and len(step.args) == 2 and not step.kwargs and all(a in self.indices for a in step.args):
-            inputs = tuple(self.indices[part] for part in step.args if isinstance(part, fx.Node))
+        if target in SUMS and len(sources) == len(step.args) == 2 and not step.kwargs:
+            if any(self.values[part].shape != value.shape for part in sources):
+                raise ValueError("the network adds layers of unequal shapes; allowed are sums of equal ones")
             self._append(step, Node(inputs))
         elif len(sources) == 1:
             self._append(step, Node(inputs, self._operation(step, target, arguments, keywords)))
@@ -162,8 +175,8 @@ class _Tracer:
             absolute: Any = copy.deepcopy(module.requires_grad_(False))
             absolute.weight = nn.Parameter(module.weight.abs(), requires_grad=False)
             absolute.bias = None
-            before = self.values[step.all_input_nodes[0]].shape[1:]
-            return Affine(module, absolute, _pull(module, before), _pull(absolute, before))
+            size = self.values[step.all_input_nodes[0]].shape[1:].numel(), shape.numel()
+            return Affine(module, absolute, _pull(module, *size), _pull(absolute, *size))
         if isinstance(module, NORMS) and module.running_var is not None and module.running_mean is not None:
             scale = 1 / torch.sqrt(module.running_var + module.eps)
             scale = scale if module.weight is None else scale * module.weight.detach()
@@ -178,6 +191,11 @@ class _Tracer:
 
     @staticmethod
     def _unsupported(target: Any) -> ValueError:
+        if isinstance(target, WEIGHTED) and getattr(target, "padding_mode", "zeros") != "zeros":
+            mode = target.padding_mode
+            return ValueError(
+                f"the network holds {type(target).__name__} with padding_mode={mode!r}; allowed is 'zeros'"
+            )
         name = target if isinstance(target, (str, nn.Module)) else getattr(target, "__name__", target)
         return ValueError(
             f"the network holds {name}; allowed are linear layers, convolutions, batch norms, average pools, reshapes, "
@@ -185,24 +203,32 @@ class _Tracer:
         )
 
 
-def _is_in_place(step: fx.Node, target: Any) -> bool:
+def _refuse_writes(traced: fx.GraphModule) -> None:
+    """Refuse a network that changes a value in place which a later step reads."""
+    order = {step: place for place, step in enumerate(traced.graph.nodes)}
+    for step, place in order.items():
+        if not step.args or not isinstance(step.args[0], fx.Node) or not _is_in_place(traced, step):
+            continue
+        if any(order[user] > place for user in step.args[0].users):
+            raise ValueError(f"the network changes a value in place, by {step.name}, that a later step reads")
+
+
+def _is_in_place(traced: fx.GraphModule, step: fx.Node) -> bool:
     """Tell whether a step writes to its first argument."""
-    if isinstance(target, nn.Module):
-        return bool(getattr(target, "inplace", False))
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    augmented = target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    if step.op == "call_module":
+        return bool(getattr(traced.get_submodule(str(step.target)), "inplace", False))
+    name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", "")
+    augmented = step.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
     return augmented or name.endswith("_") or bool(step.kwargs.get("inplace", False))
 
 
-def _pull(module: Any, shape: torch.Size) -> Pull | None:
-    """Return W^T of a linear layer, or of a convolution of inputs of this shape."""
+def _pull(module: Any, inputs: int, outputs: int) -> Pull | None:
+    """Return W^T of a linear layer, or of a convolution with so many inputs and outputs a sample."""
     if isinstance(module, nn.Linear):
         return lambda adjoint, shape: adjoint @ module.weight
-    if shape.numel() <= DENSE * module.weight[0].numel():
-        with torch.no_grad():
-            inputs = torch.eye(shape.numel(), dtype=torch.float64).view(-1, *shape)
-            matrix = (module(inputs) - module(torch.zeros_like(inputs[:1]))).flatten(1).T.contiguous()
-        return lambda adjoint, shape: (adjoint.flatten(1) @ matrix).view(-1, *shape)
+    if inputs <= FAN_INS * module.weight[0].numel() and inputs * outputs <= ENTRIES:
+        matrix = functools.cache(lambda shape: _matrix(module, shape))
+        return lambda adjoint, shape: (adjoint.flatten(1) @ matrix(shape)).view(-1, *shape)
     if isinstance(module.padding, str):
         return None
 
@@ -213,6 +239,15 @@ def _pull(module: Any, shape: torch.Size) -> Pull | None:
         return found
 
     return pull
+
+
+def _matrix(module: nn.Module, shape: torch.Size) -> Tensor:
+    """Return the matrix of a convolution, (outputs, inputs)."""
+    without: Any = copy.deepcopy(module)
+    without.bias = None
+    with torch.no_grad():
+        columns: Tensor = without(torch.eye(shape.numel(), dtype=torch.float64).view(-1, *shape))
+    return columns.flatten(1).T.contiguous()
 
 
 def _reshape(shape: torch.Size) -> Affine:

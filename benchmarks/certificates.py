@@ -52,7 +52,7 @@ def main() -> None:
             print("| {network} | l_{norm} | {lower:.4g} | {upper:.4g} | {product:.4g} |".format(**row), flush=True)
             slope = sensitivity(classifier, x, y, 2, norm, "ce")
             for eps in (BUDGETS[norm][0] / 5, BUDGETS[norm][0], BUDGETS[norm][-1]):
-                bound = loss_certificate(classifier, x, y, 2, norm, eps, "ce", certificate=found)
+                bound = loss_certificate(classifier, x, y, 2, norm, eps, "ce", constant=found.upper)
                 attack = WassersteinPGD(
                     classifier, 2, norm, eps, max_iter=100, schedule="linear", loss="ce", verbose=False
                 )
