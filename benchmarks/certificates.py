@@ -39,7 +39,7 @@ def main() -> None:
     test, side = load(args.name, args.data_dir, train=False), SIDES[args.name]
     x, y = test.x[: args.samples], test.y[: args.samples]
     constants, losses = [], []
-    for key, (model, norms) in networks(args.name, args.data_dir).items():
+    for key, model, norms in networks(args.name, args.data_dir):
         classifier = as_classifier(model, (1, side, side), 10, "cpu")
         nodes = graph_of(model, (1, side, side))
         box = torch.zeros(1, 1, side, side, dtype=torch.float64)

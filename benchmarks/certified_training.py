@@ -18,7 +18,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -110,10 +110,10 @@ def by_margin(model: nn.Module, margin: float) -> Callable[[Tensor, Tensor, floa
     return loss
 
 
-def networks(name: str, directory: Path | None) -> dict[str, tuple[nn.Module, tuple[float, ...]]]:
-    """Return the networks and the ground norms in which each is to be certified, trained now or read from disk."""
+def networks(name: str, directory: Path | None) -> Iterator[tuple[str, nn.Module, tuple[float, ...]]]:
+    """Yield the networks and the ground norms in which each is to be certified, trained now or read from disk."""
     data, side, epochs = load(name, directory, train=True), SIDES[name], EPOCHS[name]
-    made: dict[str, tuple[nn.Module, tuple[float, ...]]] = {}
+    yield "adversarial training", robust_network(name, directory).model, (math.inf,)
     for key, model, loss_of, norms in (
         ("clean", small_cnn(1, 10, side), lambda m: lambda x, y, done: F.cross_entropy(m(x), y), (math.inf, 2.0)),
         ("intervals, eps 0.1", small_cnn(1, 10, side), lambda m: by_intervals(m, 0.1), (math.inf,)),
@@ -131,9 +131,7 @@ def networks(name: str, directory: Path | None) -> dict[str, tuple[nn.Module, tu
             print(f"trained: {key}, {time.perf_counter() - started:.0f} s", flush=True)
             KEPT.mkdir(parents=True, exist_ok=True)
             torch.save(model.state_dict(), file)
-        made[key] = (model.eval(), norms)
-    made["adversarial training"] = (robust_network(name, directory).model, (math.inf,))
-    return made
+        yield key, model.eval(), norms
 
 
 def main() -> None:
@@ -148,7 +146,7 @@ def main() -> None:
     x, y, side = test.x[: args.samples], test.y[: args.samples], SIDES[args.name]
     rows = []
     print("| network | clean | norm | W_2 brackets in % at each eps | seconds a sample |\n" + "| --- " * 5 + "|")
-    for key, (model, norms) in networks(args.name, args.data_dir).items():
+    for key, model, norms in networks(args.name, args.data_dir):
         classifier = as_classifier(model, (1, side, side), 10, "cpu")
         for norm in norms:
             attack = WassersteinKnapsack(classifier, norm=norm, max_iter=100, batch_size=250, verbose=False)
@@ -162,11 +160,11 @@ def main() -> None:
                 for eps in BUDGETS[norm]
             }
             rows.append({"network": key, "clean": clean, "norm": f"{norm:g}", "W_2": brackets, "seconds": seconds})
+            if args.json:
+                args.json.parent.mkdir(parents=True, exist_ok=True)
+                args.json.write_text(json.dumps(rows, indent=1))
             text = ", ".join(f"[{100 * low:.1f}, {100 * high:.1f}] at {eps}" for eps, (low, high) in brackets.items())
             print(f"| {key} | {100 * clean:.1f} | l_{norm:g} | {text} | {seconds:.2f} |", flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
