@@ -23,11 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from art_wdro._cells import OUTSIDE, Cell, borders, run
+from art_wdro._cells import OUTSIDE, Cell
 from art_wdro._geometry import dual_exponent, sample_norms
 from art_wdro._intervals import Ball, Interval
 from art_wdro._jacobian_bounds import Region, jacobians, propagate
-from art_wdro._layers import Activation, Affine, Node
+from art_wdro._layers import Activation, Affine, Node, run
 from art_wdro._linear_bounds import unit_bounds
 from art_wdro._norm_bounds import JacobianNorms
 from art_wdro._rows import parts
@@ -256,7 +256,7 @@ class _Search:
             return None
         index, unit = chosen
         low, high = (bound[place].view(-1)[unit].item() for bound in region.values[self.nodes[index].inputs[0]])
-        pieces = borders(self._activation(index))
+        pieces = self._activation(index).pieces
         return tuple(Piece(index, unit, start, end) for start, end in pieces if start <= high and end >= low)
 
     def parts(self, branch: Branch) -> list[Branch]:
@@ -289,7 +289,7 @@ class _Search:
         source = region.values[self.nodes[index].inputs[0]]
         middle = (source.lower[place] + source.upper[place]) / 2
         starts, ends = (torch.full_like(middle, sign * math.inf) for sign in (-1.0, 1.0))
-        for start, end in borders(self._activation(index)):
+        for start, end in self._activation(index).pieces:
             inside = (middle >= start) & (middle <= end)
             starts, ends = torch.where(inside, start, starts), torch.where(inside, end, ends)
         return starts, ends

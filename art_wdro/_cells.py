@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from art_wdro._geometry import dual_exponent, sample_direction, sample_norms
 from art_wdro._intervals import Ball
-from art_wdro._layers import Activation, Node
+from art_wdro._layers import Activation, Node, run
 
 OUTSIDE = -1e-5
 """How far every point must be beyond some border for a cell to count as empty: above the solver's tolerance."""
@@ -23,30 +22,6 @@ ROUNDED = 1e-11
 """Relative change over the box below which a unit is where it is, up to rounding."""
 CUTS = 30
 """Planes that a round ball is cut with, at most."""
-
-Pieces = dict[int, tuple[Tensor, Tensor]]
-"""Slope and offset of every unit of an activation, by node."""
-
-
-def run(nodes: Sequence[Node], x: Tensor, pieces: Pieces | None = None) -> list[Tensor]:
-    """Run the network, activations replaced by `pieces` where they name them: return every node's output."""
-    values: list[Tensor] = []
-    for index, node in enumerate(nodes):
-        if not node.inputs:
-            values.append(x)
-        elif node.operation is None:
-            values.append(torch.stack([values[source] for source in node.inputs]).sum(0))
-        elif pieces is not None and index in pieces:
-            slope, offset = pieces[index]
-            values.append(values[node.inputs[0]] * slope + offset)
-        else:
-            values.append(node.operation.apply(values[node.inputs[0]]))
-    return values
-
-
-def borders(activation: Activation) -> list[tuple[float, float]]:
-    """Return the intervals on which an activation is affine."""
-    return list(itertools.pairwise((-math.inf, *activation.kinks, math.inf)))
 
 
 class Cell:

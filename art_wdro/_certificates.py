@@ -14,13 +14,12 @@ from torch.nn.functional import cross_entropy
 
 from art_wdro import _bridge, _checks
 from art_wdro._branch_and_bound import Bounds, largest_jacobian
-from art_wdro._cells import run
 from art_wdro._certified import certain_radii, class_pairs, pair_constants, worst_losses, worst_mean
 from art_wdro._coupling import all_rows, together
 from art_wdro._datasets import as_arrays
 from art_wdro._intervals import Ball, Interval
 from art_wdro._knapsack import knapsack_accuracy
-from art_wdro._layers import Activation, Node
+from art_wdro._layers import Activation, Node, run
 from art_wdro._rows import parts
 from art_wdro._tracing import graph_of
 

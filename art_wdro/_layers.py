@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,12 +72,16 @@ class Activation:
     turns: tuple[float, ...] = ()
     kinks: tuple[float, ...] = ()
 
+    @property
+    def pieces(self) -> list[tuple[float, float]]:
+        """The intervals on which the function is affine if it has kinks."""
+        return list(itertools.pairwise((-math.inf, *self.kinks, math.inf)))
+
     def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return the least and the largest derivative inside [lower, upper]; at a kink itself both sides count."""
         if self.kinks:
-            pieces = (-math.inf, *self.kinks, math.inf)
             least, most = torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf)
-            for start, end in itertools.pairwise(pieces):
+            for start, end in self.pieces:
                 value = self.slope(lower.new_tensor(_between(start, end)))
                 inside = (lower < end) & (upper > start)
                 point = (lower == upper) & (lower <= end) & (upper >= start)
@@ -121,6 +125,26 @@ class Node:
 
     inputs: tuple[int, ...]
     operation: Affine | Activation | None = None
+
+
+Pieces = dict[int, tuple[Tensor, Tensor]]
+"""Slope and offset of every unit of an activation, by node."""
+
+
+def run(nodes: Sequence[Node], x: Tensor, pieces: Pieces | None = None) -> list[Tensor]:
+    """Run the network, activations replaced by `pieces` where they name them: return every node's output."""
+    values: list[Tensor] = []
+    for index, node in enumerate(nodes):
+        if not node.inputs:
+            values.append(x)
+        elif node.operation is None:
+            values.append(torch.stack([values[source] for source in node.inputs]).sum(0))
+        elif pieces is not None and index in pieces:
+            slope, offset = pieces[index]
+            values.append(values[node.inputs[0]] * slope + offset)
+        else:
+            values.append(node.operation.apply(values[node.inputs[0]]))
+    return values
 
 
 ABSOLUTE = Activation(torch.abs, lambda x: torch.where(x > 0, 1.0, -1.0).to(x.dtype), kinks=(0.0,))
