@@ -63,18 +63,19 @@ class RunningThreshold:
 def dual_accuracy(distances: Tensor, tau: float, eps: float, p: float) -> Tensor:
     """Compute 1 - (eps / tau)^p - mean_i (1 - (d_i / tau)^p)_+, the accuracy under W_p if tau is the optimum.
 
-    For any other tau it is lower. p = inf gives the share of distances above eps.
+    For any other tau it is lower, and below 0 where the budget flips all. p = inf gives the share of distances above
+    eps.
 
     :param distances: Least distances, (n,).
     :param tau: Threshold, in input units.
     :param eps: Budget, in input units.
     :param p: Order of the Wasserstein distance.
-    :return: A scalar tensor, at least 0.
+    :return: A scalar tensor.
     """
     if math.isinf(p) or tau == 0.0:
         return (distances > eps).double().mean()
     value: Tensor = 1 - (eps / tau) ** p - hinges(distances, tau, p).mean()
-    return value.clamp(min=0.0)
+    return value
 
 
 def hinges(distances: Tensor, tau: float, p: float) -> Tensor:
