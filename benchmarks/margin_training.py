@@ -16,6 +16,7 @@ import json
 import math
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ from art_wdro import (
 from art_wdro._boundary import boundary
 from art_wdro._data import Split, load_data
 from art_wdro._experiments import paper_figures
-from art_wdro._files import write_text
+from art_wdro._files import write_atomically, write_text
 
 SEEDS = (0, 1, 2)
 MAX_ITER = 10
@@ -207,6 +208,7 @@ def run(name: str, folder: Path, data_dir: str, methods: list[str], rates: list[
                 classifier, took = classifier_for(name, 0.0), {}
             else:
                 classifier, took = trained(name, train, cell, file)
+                write_atomically(file.with_suffix(".pt"), partial(torch.save, classifier.model.state_dict()))
             gave = figures(classifier, test, setting.eps)
         except FloatingPointError as error:
             took, gave = {}, {"failed": str(error)}

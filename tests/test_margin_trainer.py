@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy
 from art_wdro import WassersteinKnapsack, WassersteinMarginTrainer, knapsack_accuracy
 from art_wdro._boundary import boundary
 from art_wdro._geometry import dual_exponent
-from art_wdro._margin_training import RunningThreshold, dual_accuracy, hinge_loss
+from art_wdro._knapsack import fill
+from art_wdro._margin_training import RunningThresholds, dual_accuracy, hinge_loss
 from tests.conftest import NORMS, ORDERS, digits, linear_problem, make_classifier
 
 (X, Y), (X_TEST, Y_TEST) = digits()
@@ -121,7 +122,7 @@ def test_the_gradient_is_that_of_the_closed_form(p, r):
     expected = (1 - (ratios if math.isinf(p) else ratios.pow(p))).mean()
     expected_gradients = torch.autograd.grad(expected, (weight, bias))
     found = boundary(lambda z: z @ weight.detach().T + bias.detach(), x, y, r, reach=1.3 * tau, max_iter=40)
-    loss = hinge_loss(found.x @ weight.T + bias, y, found.distances, found.slopes, tau, p)
+    loss = hinge_loss(found.x @ weight.T + bias, y, found.distances, found.slopes, [tau], p)
     # what is misclassified has a distance of 0 for the hinge, and no gradient of it
     assert loss.item() == pytest.approx(expected.item(), abs=2e-3)
     for got, wanted in zip(torch.autograd.grad(loss, (weight, bias)), expected_gradients, strict=True):
@@ -132,11 +133,11 @@ def test_the_gradient_is_that_of_the_closed_form(p, r):
 def test_the_threshold_makes_the_dual_equal_to_the_knapsack(p):
     distances = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.4
     distances[:50], distances[50:80] = 0.0, torch.inf
-    threshold = RunningThreshold(0.05, p, window=3)
+    threshold = RunningThresholds(0.05, p, 1, window=3)
     for part in torch.randn(100, generator=torch.Generator().manual_seed(1)).split(100):
         threshold.update(part.abs().double())  # which the window forgets
     for part in (distances[:100], distances[100:300], distances[300:]):
-        tau = threshold.update(part)
+        (tau,) = threshold.update(part)
     wanted = knapsack_accuracy(distances.numpy(), 0.05, p)
     assert dual_accuracy(distances, tau, 0.05, p).item() == pytest.approx(wanted, abs=1e-9)
     if math.isinf(p):
@@ -146,15 +147,15 @@ def test_the_threshold_makes_the_dual_equal_to_the_knapsack(p):
         assert dual_accuracy(distances, other, 0.05, p).item() < wanted
     logits = torch.zeros(500, 2, dtype=torch.float64)
     labels = torch.zeros(500, dtype=torch.long)
-    value = hinge_loss(logits, labels, distances, torch.ones_like(distances), tau, p)
+    value = hinge_loss(logits, labels, distances, torch.ones_like(distances), [tau], p)
     assert value.item() + (0.05 / tau) ** p == pytest.approx(1 - wanted, abs=1e-9)
 
 
 def test_the_threshold_starts_at_twice_the_budget_and_grows_where_nothing_is_out_of_reach():
-    threshold = RunningThreshold(0.1, 2.0, window=2)
-    assert threshold.value == 0.2
-    assert threshold.update(torch.tensor([0.01, 0.02, torch.inf], dtype=torch.float64)) == 0.02
-    assert RunningThreshold(0.1, math.inf, window=2).update(torch.zeros(3, dtype=torch.float64)) == 0.1
+    threshold = RunningThresholds(0.1, 2.0, 2, window=2)
+    assert threshold.values == [0.1, 0.2]
+    assert threshold.update(torch.tensor([0.01, 0.02, torch.inf], dtype=torch.float64)) == [0.02, 0.02]
+    assert RunningThresholds(0.1, math.inf, 2, window=2).update(torch.zeros(3, dtype=torch.float64)) == [0.05, 0.1]
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0])
@@ -162,7 +163,7 @@ def test_only_samples_within_tau_move(slope):
     logits = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     distances = torch.tensor([0.0, 0.5, 1.5, torch.inf], dtype=torch.float64)
     slopes = torch.full((4,), slope, dtype=torch.float64)
-    hinge_loss(logits, torch.tensor([0, 1, 2, 0]), distances, slopes, 1.0, 2.0).backward()
+    hinge_loss(logits, torch.tensor([0, 1, 2, 0]), distances, slopes, [0.1, 1.0], 2.0).backward()
     assert logits.grad.abs().sum(1).gt(0).tolist() == [False, slope > 0, False, False]
 
 
@@ -188,20 +189,27 @@ def test_one_minibatch_is_the_objective():
     x, y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
     box = torch.tensor(0.0), torch.tensor(1.0)
     found = boundary(model, x, y, math.inf, reach=1.3 * 2 * 0.05, max_iter=6, box=box)
-    tau = RunningThreshold(0.05, 2.0, 16).update(found.distances)
-    value = (1 - (found.distances / tau).clamp(max=1.0) ** 2).mean().item()
-    near = (found.distances > 0) & (found.distances < tau)
-    assert 5 < near.sum() < 50
+    whole = found.distances.numpy()
+    taus = [fill(whole, 0.025, 2.0).threshold, fill(whole, 0.05, 2.0).threshold]
+    value = np.mean([(1 - (found.distances / tau).clamp(max=1.0) ** 2).mean().item() for tau in taus])
+    for budget, tau in zip((0.025, 0.05), taus, strict=True):
+        hinge = (1 - (found.distances / tau).clamp(max=1.0) ** 2).mean().item()
+        assert 1 - (budget / tau) ** 2 - hinge == pytest.approx(knapsack_accuracy(whole, budget, 2), abs=1e-9)
     logits = model(found.x)
     margins = logits.scatter(1, y[:, None], -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
-    moved = (2 * found.distances[near] / tau**2 / found.slopes[near] * margins[near]).sum() / len(x)
+    moved = torch.zeros(())
+    for tau in taus:
+        near = (found.distances > 0) & (found.distances < tau)
+        assert 5 < near.sum() < 54
+        terms = 2 * found.distances[near] / tau**2 / found.slopes[near] * margins[near]
+        moved = moved + terms.sum() / len(x) / len(taus)
     (cross_entropy(model(x), y) + 1.5 * moved).backward()
     clean_loss = cross_entropy(model(x), y).item()
     expected = {name: (w - 0.5 * w.grad).detach() for name, w in model.named_parameters()}
-    fine_tuning = trainer(classifier, eps=0.05, max_iter=6, beta=1.5)
+    fine_tuning = trainer(classifier, eps=0.05, max_iter=6, beta=1.5, budgets=2)
     fine_tuning.fit(problem.x, problem.y, batch_size=100, nb_epochs=1)
     record = fine_tuning.history[0]
-    assert record["tau"] == tau
+    assert record["tau"] == taus[-1]
     assert record["margin_loss"] == pytest.approx(value, rel=1e-5)
     assert record["loss"] == pytest.approx(clean_loss + 1.5 * value, rel=1e-5)
     assert record["train_adversarial_accuracy"] == pytest.approx(
@@ -220,27 +228,33 @@ def test_every_threat_trains(digits_classifier, p, norm):
     fine_tuning.fit(X[:128], Y[:128], validation_data=(X_TEST[:40], Y_TEST[:40]), batch_size=64, nb_epochs=1)
     record = fine_tuning.history[0]
     assert record.keys() == FIGURES
-    assert record["loss"] == pytest.approx(record["clean_loss"] + record["margin_loss"], rel=1e-6)
+    assert record["loss"] == pytest.approx(record["clean_loss"] + 2 * record["margin_loss"], rel=1e-6)
     assert record["margin_loss"] > 0
     assert record["tau"] == eps if math.isinf(p) else record["tau"] > eps
     assert not same(before, weights(digits_classifier))
 
 
 def test_what_is_misclassified_is_trained_on_clean(digits_classifier):
-    wrong = digits_classifier.predict(X[:40]).argmin(1)
-    fine_tuning = trainer(digits_classifier, beta=100.0)
-    fine_tuning.fit(X[:40], wrong, nb_epochs=1)
+    wrong, start, results = digits_classifier.predict(X[:40]).argmin(1), weights(digits_classifier), []
+    for beta in (0.0, 100.0):
+        digits_classifier.model.load_state_dict(start)
+        torch.manual_seed(0)
+        fine_tuning = trainer(digits_classifier, beta=beta)
+        fine_tuning.fit(X[:40], wrong, nb_epochs=1)
+        results.append(weights(digits_classifier))
     record = fine_tuning.history[0]
     assert record["tau"] == 0
     assert record["train_adversarial_accuracy"] == 0
-    assert record["loss"] == pytest.approx(record["clean_loss"])
+    assert record["margin_loss"] == 1
+    assert same(*results)
+    assert not same(start, results[0])
 
 
 def test_zero_budget_is_clean_training(digits_classifier):
     fine_tuning = trainer(digits_classifier, eps=0.0)
     fine_tuning.fit(X[:64], Y[:64], nb_epochs=1)
     record = fine_tuning.history[0]
-    assert record["loss"] == pytest.approx(record["clean_loss"])
+    assert record["margin_loss"] == pytest.approx(1 - record["train_adversarial_accuracy"])
     assert record["train_adversarial_accuracy"] > 0.9
 
 
@@ -294,6 +308,7 @@ def test_it_is_a_trainer_of_art(digits_classifier):
         ({"norm": 3}, "norm is 3"),
         ({"max_iter": 1}, "max_iter is 1; allowed"),
         ({"beta": -1.0}, "beta is -1.0; allowed"),
+        ({"budgets": 0}, "budgets is 0; allowed"),
         ({"window": 0}, "window is 0; allowed"),
         ({"precision": "float8"}, "precision is 'float8'; allowed"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite is 'ignore'; allowed"),
