@@ -84,11 +84,13 @@ LONGER = 1.875
 PAPER, MARGIN = DistributionalTRADESTrainer, WassersteinMarginTrainer
 METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "TRADES continued": (PAPER, {"p": math.inf, "loss": "ce"}),
-    "max-margin": (MARGIN, {"p": math.inf}),
+    "max-margin": (MARGIN, {"p": math.inf, "budgets": 1}),
     "paper": (PAPER, {}),
     "paper, combined": (PAPER, {"gamma": 3.0}),
     "paper, longer steps": (PAPER, {"longer": LONGER}),
     "margin": (MARGIN, {}),
+    "margin, beta 4": (MARGIN, {"beta": 4.0}),
+    "margin, one budget": (MARGIN, {"budgets": 1, "beta": 1.0}),
 }
 RATES = {"constant": 0.01, "cosine": 0.1}
 """The paper's learning rate, and the highest of one that falls to 0 along a cosine."""
