@@ -190,7 +190,7 @@ def figures(classifier: PyTorchClassifier, data: Split, eps: float) -> dict[str,
     }
 
 
-def run(name: str, folder: Path, data_dir: str, methods: list[str], rates: list[str]) -> None:
+def run(name: str, folder: Path, data_dir: str, methods: list[str], rates: list[str], seeds: list[int]) -> None:
     """Run all cells of a data set that are not there."""
     setting = SETTINGS[name]
     sources = [str(Path(data_dir) / s) if s.endswith(".npz") else s for s in (setting.data, setting.test_data)]
@@ -198,7 +198,7 @@ def run(name: str, folder: Path, data_dir: str, methods: list[str], rates: list[
     test = load_data(sources[1], False, data_dir, False)
     test = test.choose(np.random.default_rng(0).permutation(len(test.x))[: setting.test_images])
     cells = [{"method": "start", "rate": None, "seed": None}]
-    cells += [{"method": m, "rate": r, "seed": s} for s in SEEDS for r in rates for m in methods]
+    cells += [{"method": m, "rate": r, "seed": s} for s in seeds for r in rates for m in methods]
     for cell in cells:
         words = [str(word).replace(", ", "-").replace(" ", "-") for word in cell.values() if word is not None]
         file = folder / name / f"{'-'.join(words)}.json"
@@ -248,11 +248,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/margin"))
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
     parser.add_argument("--rates", nargs="+", choices=tuple(RATES), default=list(RATES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--out", type=Path, help="file that keeps all cells, for `table`")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.action == "run":
-        run(args.name, args.folder, args.data_dir, args.methods, args.rates)
+        run(args.name, args.folder, args.data_dir, args.methods, args.rates, args.seeds)
     else:
         table(args.name, args.folder, args.out)
 
