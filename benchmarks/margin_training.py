@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 import time
 from functools import partial
@@ -94,8 +95,8 @@ METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "margin, beta 4": (MARGIN, {"beta": 4.0}),
     "margin, one budget": (MARGIN, {"budgets": 1, "beta": 1.0}),
 }
-RATES = {"constant": 0.01, "cosine": 0.1}
-"""The paper's learning rate, and the highest of one that falls to 0 along a cosine."""
+RATES = {"constant": 0.01, "cosine 0.03": 0.03, "cosine 0.1": 0.1}
+"""The paper's learning rate, and the highest of rates that fall to 0 along a cosine."""
 
 
 class Counter:
@@ -148,7 +149,7 @@ def trained(name: str, train: Split, cell: dict[str, Any], file: Path) -> tuple[
         **options,
     )
     rows = np.random.default_rng(seed).permutation(len(train.x))[: setting.images]
-    scheduler = CosineAnnealingLR(classifier.optimizer, setting.epochs) if cell["rate"] == "cosine" else None
+    scheduler = CosineAnnealingLR(classifier.optimizer, setting.epochs) if cell["rate"].startswith("cosine") else None
     checkpoint = file.with_suffix(".ckpt")
     trainer.fit(
         *train.choose(rows),
@@ -212,7 +213,7 @@ def run(name: str, folder: Path, data_dir: str, methods: list[str], rates: list[
     cells = [{"method": "start", "rate": None, "seed": None}]
     cells += [{"method": m, "rate": r, "seed": s} for s in seeds for r in rates for m in methods]
     for cell in cells:
-        words = [str(word).replace(", ", "-").replace(" ", "-") for word in cell.values() if word is not None]
+        words = [re.sub(r"[, ]+", "-", str(word)) for word in cell.values() if word is not None]
         file = folder / name / f"{'-'.join(words)}.json"
         if file.exists():
             continue
