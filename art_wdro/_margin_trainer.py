@@ -56,7 +56,7 @@ class WassersteinMarginTrainer(FineTuner):
         p: float = 2,
         norm: float | str = np.inf,
         max_iter: int = 10,
-        beta: float = 2.0,
+        beta: float = 1.5,
         budgets: int = 8,
         window: int = 16,
         seed: int | None = None,
@@ -72,7 +72,8 @@ class WassersteinMarginTrainer(FineTuner):
         :param p: Order of the Wasserstein distance, in (1, inf].
         :param norm: Ground norm: 1, 2, np.inf or "inf".
         :param max_iter: Gradient evaluations a sample in the search for its boundary point, at least 2.
-        :param beta: Weight of the adversarial error beside the clean cross-entropy.
+        :param beta: Weight of the adversarial error beside the clean cross-entropy: more of it trades clean accuracy
+            for distances.
         :param budgets: Number of budgets, K, evenly spaced up to eps; 1 takes eps alone.
         :param window: Number of recent minibatches whose distances the thresholds are taken from.
         :param seed: Seed of the shuffling; None draws one from NumPy's global state.

@@ -92,6 +92,7 @@ METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "paper, combined": (PAPER, {"gamma": 3.0}),
     "paper, longer steps": (PAPER, {"longer": LONGER}),
     "margin": (MARGIN, {}),
+    "margin, beta 2": (MARGIN, {"beta": 2.0}),
     "margin, beta 4": (MARGIN, {"beta": 4.0}),
     "margin, one budget": (MARGIN, {"budgets": 1, "beta": 1.0}),
 }
