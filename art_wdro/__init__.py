@@ -16,6 +16,7 @@ from art_wdro._evaluation import evaluate
 from art_wdro._knapsack import knapsack_accuracy
 from art_wdro._knapsack_attack import WassersteinKnapsack
 from art_wdro._losses import DLRLoss, ReDLRLoss
+from art_wdro._margin_trainer import WassersteinMarginTrainer
 from art_wdro._metrics import AccuracyBounds, accuracy_bounds, adversarial_accuracy, sensitivity, wasserstein_distance
 from art_wdro._report import Report
 from art_wdro._robustbench import load_robustbench
@@ -34,6 +35,7 @@ __all__ = [
     "WassersteinDistributionalAttack",
     "WassersteinFGM",
     "WassersteinKnapsack",
+    "WassersteinMarginTrainer",
     "WassersteinPGD",
     "accuracy_bounds",
     "adversarial_accuracy",

@@ -12,7 +12,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from art_wdro._datasets import as_arrays
 from art_wdro._metrics import adversarial_accuracy
 from art_wdro._minibatches import Batch, Generated, Minibatches, Shuffled
 from art_wdro._replica import replicated, synchronised_norms
+from art_wdro._update import Outer, update
 
 ON_NONFINITE = ("raise", "skip")
 PARTS = {"network", "optimiser", "scheduler", "progress", "history", "best_epoch", "best", "order", "random"}
@@ -182,6 +183,11 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             raise ValueError("generator has size None; needed is the number of samples in an epoch")
         minibatches = Generated(self._classifier, generator, _checks.seed(self._seed))
         self._train(minibatches, nb_epochs, scheduler, validation_data)
+
+    def _update(self, y: Tensor, batches: Sequence[Tensor], outer: Outer, where: str) -> dict[str, Tensor] | None:
+        """Take one step of the outer problem: return the batch's mean figures, or None if it was skipped."""
+        skip = self._on_nonfinite == "skip"
+        return update(self._classifier, self._forward, y, batches, outer, where=where, skip=skip)
 
     def _train(
         self,

@@ -108,7 +108,7 @@ def least_distances(
     for number, rows in enumerate(progress([chosen[part] for part in parts(len(chosen), batch_size)])):
         if number < done:
             continue
-        search = _Search(logits_of, data[rows], labels[rows], r, box, None if movable is None else movable[rows])
+        search = Search(logits_of, data[rows], labels[rows], r, box, None if movable is None else movable[rows])
         search.run(max_iter)
         distances[rows], nearest[rows] = search.distances(), search.nearest
         gradients += search.gradients
@@ -117,8 +117,11 @@ def least_distances(
     return LeastDistances(distances, nearest.whole(), gradients)
 
 
-class _Search(Margins):
-    """The search for one batch of samples, none of them misclassified."""
+class Search(Margins):
+    """The search for one batch of samples."""
+
+    shrink = FIRST_CHANGE, FIRST_CHANGE
+    """Most by which a radius shrinks in a step, relative to it, falling along a cosine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,7 +138,7 @@ class _Search(Margins):
         """Spend at most `max_iter` gradient evaluations on each sample."""
         count = min(CLASSES, max_iter // 10)
         if count < 2:
-            self._descend(None, max_iter)
+            self.descend(None, max_iter)
             return
         leading, classes, estimates = self.nearest_classes(count)
         left = max_iter - classes.shape[1]
@@ -145,7 +148,7 @@ class _Search(Margins):
         for number in range(runs):
             steps = left // runs + (number < left % runs)
             if number == 0:
-                self._descend(classes[:, 0], steps)
+                self.descend(classes[:, 0], steps)
                 continue
             if number == 1:
                 self._among(~same, None, steps)
@@ -161,11 +164,11 @@ class _Search(Margins):
             return
         part = self.part(rows)
         part.radius, part.nearest = self.radius[rows], self.nearest[rows]
-        part._descend(None if target is None else target[rows], steps)
+        part.descend(None if target is None else target[rows], steps)
         self.radius[rows], self.nearest[rows] = part.radius, part.nearest
         self.gradients += part.gradients
 
-    def _descend(self, target: Tensor | None, steps: int) -> None:
+    def descend(self, target: Tensor | None, steps: int) -> None:
         """Search along one class, or along the leading one, from the samples themselves."""
         x = self.x
         point = x
@@ -174,12 +177,13 @@ class _Search(Margins):
             left = cosine(step, steps)
             length = LAST_STEP + (FIRST_STEP - LAST_STEP) * left
             change = LAST_CHANGE + (FIRST_CHANGE - LAST_CHANGE) * left
+            shrink = self.shrink[1] + (self.shrink[0] - self.shrink[1]) * left
             margin, gradient = self._evaluate(point, target)
             delta = point - x
             norm = sample_norms(delta, self.r)
             slope = sample_norms(gradient, dual_exponent(self.r))
             newton = torch.where(slope > 0, norm - margin / slope, norm).nan_to_num()
-            shorter = torch.maximum(newton, norm * (1 - FIRST_CHANGE))
+            shorter = torch.maximum(newton, norm * (1 - shrink))
             longer = torch.maximum(newton, norm * (1 + change))
             radius = torch.minimum(torch.where(margin > 0, shorter, longer), self.radius * (1 - change))
             radius = torch.minimum(radius, self.reach)

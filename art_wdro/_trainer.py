@@ -16,14 +16,13 @@ from torch import Tensor
 from art_wdro import _bridge, _checks
 from art_wdro._ascent import Ascent, ascend, step_lengths
 from art_wdro._checkpoint import described
-from art_wdro._coupling import count, gathering, ranks, shards, total
+from art_wdro._coupling import count, gathering
 from art_wdro._fine_tuner import FineTuner
 from art_wdro._geometry import mean_of_sums, merged_sums, power_sums
 from art_wdro._losses import PerSampleLoss
 from art_wdro._minibatches import Batch
-from art_wdro._replica import share_buffers
 from art_wdro._sensitivity import Objective, upsilon
-from art_wdro._training import CONSISTENCIES, RunningUpsilon, batch_budget, set_training_mode
+from art_wdro._training import CONSISTENCIES, RunningUpsilon, batch_budget
 
 ATTACK_LABELS = ("true", "predicted")
 UPSILON_ESTIMATES = ("resample", "streaming")
@@ -136,8 +135,20 @@ class DistributionalTRADESTrainer(FineTuner):
     def _step(self, x: Tensor, y: Tensor, where: str) -> dict[str, Tensor] | None:
         with _bridge.evaluating(self._classifier):
             adversarial = self._perturb(x, y)
-            pointwise = self._ascend(self._pointwise, x, y, math.inf, self._eps).x if self._gamma > 0 else None
-        return self._update(x, y, adversarial, pointwise, where)
+            batches = [x, adversarial]
+            if self._gamma > 0:
+                batches.append(self._ascend(self._pointwise, x, y, math.inf, self._eps).x)
+
+        def outer(clean: Tensor, attacked: Tensor, *pointwise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            figures = {"consistency_loss": self._consistency(clean, attacked)}
+            loss = self._beta * figures["consistency_loss"]
+            for logits in pointwise:
+                figures["pointwise_loss"] = self._consistency(clean, logits)
+                loss = loss + self._gamma * figures["pointwise_loss"]
+            figures["train_adversarial_accuracy"] = (attacked.argmax(1) == y).double().mean()
+            return loss, figures
+
+        return self._update(y, batches, outer, where)
 
     def _settings(self) -> dict[str, Any]:
         names = ("gamma", "eta", "upsilon", "sample_fraction", "attack_label", "window", "precision")
@@ -203,51 +214,3 @@ class DistributionalTRADESTrainer(FineTuner):
             keep_best=False,
             gather=gathering(),
         )
-
-    def _update(
-        self, x: Tensor, y: Tensor, adversarial: Tensor, pointwise: Tensor | None, where: str
-    ) -> dict[str, Tensor] | None:
-        """Take one step of the outer problem: return the batch's mean figures, or None if it was skipped."""
-        model, optimiser = _bridge.network(self._classifier), _bridge.optimiser(self._classifier)
-        buffers = [buffer.clone() for buffer in model.buffers()]
-        set_training_mode(model)
-        try:
-            with torch.enable_grad():
-                clean, attacked, *rest = self._forward(*(b for b in (x, adversarial, pointwise) if b is not None))
-                clean_loss = _bridge.training_loss(self._classifier)(clean, y)
-                consistency_loss = self._consistency(clean, attacked)
-                loss = self._beta * consistency_loss
-                figures = {"clean_loss": clean_loss, "consistency_loss": consistency_loss}
-                if rest:
-                    figures["pointwise_loss"] = self._consistency(clean, rest[0])
-                    loss = loss + self._gamma * figures["pointwise_loss"]
-                optimiser.zero_grad()
-                # the replicas' gradients are averaged, whatever share of the minibatch, and of the weights, each has
-                weighed = _bridge.weight_of(self._classifier, y)
-                share = weighed / total(weighed[None])[0]
-                (ranks() * (share * clean_loss + len(x) / count(len(x)) * loss)).backward()
-                loss = clean_loss.detach() + loss.detach()
-            if not self._is_finite(loss, model):
-                optimiser.zero_grad()
-                for buffer, before in zip(model.buffers(), buffers, strict=True):
-                    buffer.copy_(before)
-                if self._on_nonfinite == "skip":
-                    return None
-                what = "gradient is not finite" if torch.isfinite(loss) else f"loss is {loss.item()}"
-                raise FloatingPointError(
-                    f"the {what} in {where}, and the weights are still those before it; a smaller learning rate may "
-                    "help, or on_nonfinite='skip'"
-                )
-            optimiser.step()
-            share_buffers(model, shards())
-        finally:
-            model.eval()
-        figures["train_clean_accuracy"] = (clean.argmax(1) == y).double().mean()
-        figures["train_adversarial_accuracy"] = (attacked.argmax(1) == y).double().mean()
-        return {"loss": loss.detach(), **{name: figure.detach() for name, figure in figures.items()}}
-
-    def _is_finite(self, loss: Tensor, model: torch.nn.Module) -> bool:
-        """Tell whether the loss of every rank and the gradient are finite."""
-        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        finite = torch.stack([torch.isfinite(values).all() for values in (loss, *gradients)]).all()
-        return count(int(finite)) == ranks()

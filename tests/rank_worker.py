@@ -20,6 +20,7 @@ from torch import nn
 from art_wdro import (
     DistributionalTRADESTrainer,
     WassersteinKnapsack,
+    WassersteinMarginTrainer,
     WassersteinPGD,
     accuracy_bounds,
     adversarial_accuracy,
@@ -67,6 +68,20 @@ class Smooth(nn.Module):
         return self.layers(x)
 
 
+def train_margins(batch_size: int) -> dict[str, np.ndarray]:
+    """Fine-tune on the distances of the knapsack; the last minibatch is uneven."""
+    torch.manual_seed(0)
+    model = Smooth()
+    classifier = make_classifier(model, (1, 8, 8), 10, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    x = digits()[0][0][:103]
+    y = classifier.predict(x).argmax(1)  # so that there are distances without any training
+    trainer = WassersteinMarginTrainer(classifier, eps=0.01, max_iter=6, seed=3, window=2, verbose=False)
+    trainer.fit(x, y, batch_size=batch_size, nb_epochs=2)
+    names = ("loss", "margin_loss", "tau", "train_adversarial_accuracy")
+    found = {name: value.numpy() for name, value in model.state_dict().items()}
+    return found | {"history": np.array([[record[name] for name in names] for record in trainer.history])}
+
+
 def train(
     batch_size: int,
     upsilon: str,
@@ -112,6 +127,7 @@ def main() -> None:
         with sharded():
             found = train(24 // ranks, "streaming")
             found |= {f"resampled {name}": value for name, value in train(24 // ranks, "resample").items()}
+            found |= {f"margin {name}": value for name, value in train_margins(24 // ranks).items()}
     elif case == "weighted":
         with sharded():
             found = train(24 // ranks, "streaming", weight=torch.arange(1.0, 11.0))

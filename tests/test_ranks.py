@@ -61,6 +61,7 @@ def test_training_over_ranks_equals_training_alone(tmp_path, ranks):
     found = run(tmp_path, ranks, "train")
     expected = rank_worker.train(24, "streaming")
     expected |= {f"resampled {name}": value for name, value in rank_worker.train(24, "resample").items()}
+    expected |= {f"margin {name}": value for name, value in rank_worker.train_margins(24).items()}
     for part in found:
         assert part.keys() == expected.keys()
         for name, value in expected.items():
