@@ -29,7 +29,7 @@ from art_wdro._intervals import Ball, Interval
 from art_wdro._jacobian_bounds import Region, jacobians, propagate
 from art_wdro._layers import Activation, Affine, Node, run
 from art_wdro._linear_bounds import unit_bounds
-from art_wdro._norm_bounds import JacobianNorms
+from art_wdro._norm_bounds import JacobianNorms, OperatorNorms
 from art_wdro._rows import parts
 
 AT_ONCE = 64
@@ -93,7 +93,13 @@ class Branch:
 
 
 def largest_jacobian(
-    nodes: Sequence[Node], ball: Ball, rows: Tensor, *, seconds: float = 10.0, branches: int | None = None
+    nodes: Sequence[Node],
+    ball: Ball,
+    rows: Tensor,
+    *,
+    seconds: float = 10.0,
+    branches: int | None = None,
+    norms: OperatorNorms | None = None,
 ) -> Bounds:
     """Bound the largest dual norm of the Jacobians of some combinations of logits over a ball.
 
@@ -102,9 +108,10 @@ def largest_jacobian(
     :param rows: The combinations c of the logits, (M, K); the largest norm over all of them is bounded.
     :param seconds: Time after which the bounds so far are returned.
     :param branches: Number of branches after which they are; None sets no limit.
+    :param norms: What :func:`operator_norms` returned, for several searches in one network; None computes it.
     :return: The bounds, which hold at any time.
     """
-    search = _Search(nodes, ball, rows, time.monotonic() + seconds)
+    search = _Search(nodes, ball, rows, time.monotonic() + seconds, norms)
     search.climb()
     while search.heap and not search.is_over() and (branches is None or search.count < branches):
         if -search.heap[0].order <= search.lower * (1 + CLOSED):
@@ -119,7 +126,9 @@ def largest_jacobian(
 class _Search:
     """The state of one search."""
 
-    def __init__(self, nodes: Sequence[Node], ball: Ball, rows: Tensor, deadline: float) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], ball: Ball, rows: Tensor, deadline: float, norms: OperatorNorms | None
+    ) -> None:
         self.nodes, self.ball, self.rows, self.deadline = nodes, ball, rows, deadline
         self.activations = [i for i, node in enumerate(nodes) if isinstance(node.operation, Activation)]
         self.smooth = any(not self._activation(index).kinks for index in self.activations)
@@ -131,9 +140,8 @@ class _Search:
         self.shapes = [values.lower.shape[1:] for values in region.values]
         self._known: dict[int, Interval] = {}
         if sum(math.prod(self.shapes[index]) for index in self.activations) <= FEW_UNITS:
-            self._known = unit_bounds(nodes, ball)[0]
-            region = propagate(nodes, ball.hull(), self._known)
-        self._norms = JacobianNorms(nodes, region, ball.r)
+            self._known, _, region = unit_bounds(nodes, ball)
+        self._norms = JacobianNorms(nodes, region, ball.r, norms)
         self._reach = _reach(nodes, region)
         self._width = (ball.hull().upper - ball.hull().lower).max().item()
         whole = Interval(*(bound[0] for bound in ball.hull()))

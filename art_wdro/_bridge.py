@@ -22,7 +22,8 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from torch import Tensor, nn
 
 from art_wdro._checkpoint import described, fingerprint
-from art_wdro._coupling import shards
+from art_wdro._coupling import shards, together
+from art_wdro._datasets import as_arrays
 from art_wdro._losses import PerSampleLoss, attack_objective, class_indices
 from art_wdro._rows import Rows, as_float32, parts, share
 from art_wdro._sensitivity import Objective
@@ -345,6 +346,18 @@ def as_labels(classifier: PyTorchClassifier, y: Any, count: int, name: str = "y"
         if wrong.any():
             raise ValueError(f"{name} holds the label {y.reshape(-1)[wrong][0]:g}; allowed are 0 to {classes - 1}")
     return indices
+
+
+def labelled_data(classifier: PyTorchClassifier, x: Any, y: Any | None) -> tuple[Tensor, Tensor]:
+    """Check a data set and return its inputs and class indices, as :func:`as_inputs` and :func:`as_labels` do.
+
+    :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch.
+    :param y: Labels; None where x brings them.
+    """
+    with together():
+        x, y = as_arrays(x, y)
+        inputs = as_inputs(classifier, x)
+        return inputs, as_labels(classifier, y, len(inputs))
 
 
 def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Tensor:

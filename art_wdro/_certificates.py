@@ -16,10 +16,10 @@ from art_wdro import _bridge, _checks
 from art_wdro._branch_and_bound import Bounds, largest_jacobian
 from art_wdro._certified import certain_radii, class_pairs, pair_constants, worst_losses, worst_mean
 from art_wdro._coupling import all_rows, together
-from art_wdro._datasets import as_arrays
 from art_wdro._intervals import Ball, Interval
 from art_wdro._knapsack import knapsack_accuracy
 from art_wdro._layers import Activation, Node, run
+from art_wdro._norm_bounds import operator_norms
 from art_wdro._rows import parts
 from art_wdro._tracing import graph_of
 
@@ -99,10 +99,12 @@ def lipschitz_certificate(
     inputs = _bridge.as_inputs(classifier, x).double().cpu()
     radii = _numbers("radius", radius, len(inputs)).clamp(max=_size(box.upper - box.lower, r))
     nodes = _graph(classifier, box, inputs)
+    shapes = [values.shape[1:] for values in run(nodes, box.lower[None])]
+    norms = operator_norms(nodes, shapes)
     found: list[Bounds] = []
     for centre, own in zip(inputs, radii, strict=True):
         ball = _balls(centre[None], own[None], r, box)
-        found.append(largest_jacobian(nodes, ball, rows, seconds=seconds, branches=branches))
+        found.append(largest_jacobian(nodes, ball, rows, seconds=seconds, branches=branches, norms=norms))
     return LipschitzCertificate(*(np.array([bounds[column] for bounds in found]) for column in range(3)))
 
 
@@ -291,11 +293,10 @@ def why_uncertified(classifier: PyTorchClassifier, samples: int, wanted: bool | 
 
 def _problem(classifier: PyTorchClassifier, x: Any, y: Any | None) -> tuple[Tensor, Tensor, list[Node], Interval]:
     """Check data and return them on the host in float64, with the network's nodes and the bounds of one input."""
+    inputs, labels = _bridge.labelled_data(classifier, x, y)
+    inputs = inputs.double().cpu()
     with together():
-        x, y = as_arrays(x, y)
-        inputs = _bridge.as_inputs(classifier, x)
-        labels = _bridge.as_labels(classifier, y, len(inputs))
-        inputs, box = inputs.double().cpu(), _box(classifier)
+        box = _box(classifier)
         return inputs, labels.cpu(), _graph(classifier, box, inputs), box
 
 

@@ -20,8 +20,7 @@ from tqdm.auto import tqdm
 from art_wdro import _bridge, _checks
 from art_wdro._attacks import WassersteinPGD
 from art_wdro._certificates import certified_radii, why_uncertified
-from art_wdro._coupling import all_rows, average, count, everywhere, is_first, together, total
-from art_wdro._datasets import as_arrays
+from art_wdro._coupling import all_rows, average, count, everywhere, is_first, total
 from art_wdro._distributional_attack import WassersteinDistributionalAttack
 from art_wdro._geometry import displace, project_on_balls
 from art_wdro._knapsack_attack import WassersteinKnapsack
@@ -82,10 +81,7 @@ def evaluate(
     _bridge.require_pytorch(evaluate, classifier)
     p, r = _checks.order(p), _checks.ground_norm(norm)
     eps = _checks.real("eps", eps, 0.0)
-    with together():
-        x, y = as_arrays(x, y)
-        inputs = _bridge.as_inputs(classifier, x)
-        labels = _bridge.as_labels(classifier, y, len(inputs))
+    inputs, labels = _bridge.labelled_data(classifier, x, y)
     certified = None if certified is None else _checks.flag("certified", certified)
     reason = why_uncertified(classifier, count(len(inputs)), certified)
     threat: dict[str, Any] = {"norm": r, "eps": eps, "batch_size": batch_size, "verbose": False}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from art_wdro._geometry import dual_exponent
 from art_wdro._intervals import WIDENING, Ball, Interval
-from art_wdro._jacobian_bounds import propagate
+from art_wdro._jacobian_bounds import Region, propagate
 from art_wdro._layers import RELU, Activation, Affine, Node
 from art_wdro._rows import parts
 
@@ -37,7 +37,7 @@ class Lines(NamedTuple):
 
     def widened(self, x: Interval) -> Lines:
         """Move the lines apart by what float64 may round away."""
-        size = torch.maximum(x.lower.abs(), x.upper.abs())
+        size = x.largest()
         below = self.lower_offset - WIDENING * (self.lower_offset.abs() + self.lower_slope.abs() * size)
         above = self.upper_offset + WIDENING * (self.upper_offset.abs() + self.upper_slope.abs() * size)
         return Lines(self.lower_slope, below, self.upper_slope, above)
@@ -51,30 +51,29 @@ def output_bounds(nodes: Sequence[Node], ball: Ball, rows: Tensor) -> Tensor:
     :param rows: The combinations, (B, M, K).
     :return: Lower bounds, (B, M).
     """
-    known, lines = unit_bounds(nodes, ball)
-    values = propagate(nodes, ball.hull(), known).values
-    return _lowest(nodes, rows, ball, lines, values)
+    _, lines, region = unit_bounds(nodes, ball)
+    return _lowest(nodes, rows, ball, lines, region.values)
 
 
-def unit_bounds(nodes: Sequence[Node], ball: Ball) -> tuple[dict[int, Interval], dict[int, Lines]]:
+def unit_bounds(nodes: Sequence[Node], ball: Ball) -> tuple[dict[int, Interval], dict[int, Lines], Region]:
     """Bound the input of every activation over balls.
 
     :param nodes: The network.
     :param ball: B balls.
-    :return: The bounds by the node that they bound, and lines around every activation.
+    :return: The bounds by the node that they bound, lines around every activation, and what follows for all nodes.
     """
     known: dict[int, Interval] = {}
     lines: dict[int, Lines] = {}
-    values = propagate(nodes, ball.hull()).values
+    region = propagate(nodes, ball.hull())
     for index, node in enumerate(nodes):
         if isinstance(node.operation, Activation):
             source = node.inputs[0]
             # over a box intervals are exact up to the first activation
             if source not in known and (lines or not math.isinf(ball.r)):
-                known[source] = _tighter(nodes[: source + 1], node.operation, ball, lines, values)
-                values = propagate(nodes, ball.hull(), known).values
-            lines[index] = _lines(node.operation, values[source])
-    return known, lines
+                known[source] = _tighter(nodes[: source + 1], node.operation, ball, lines, region.values)
+                region = propagate(nodes, ball.hull(), known)
+            lines[index] = _lines(node.operation, region.values[source])
+    return known, lines, region
 
 
 def _tighter(

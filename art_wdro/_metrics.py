@@ -158,10 +158,7 @@ def accuracy_bounds(
     """
     _bridge.require_pytorch(accuracy_bounds, classifier)
     loss = _checks.choice("loss", loss, ("redlr", "ce"))
-    with together():
-        x, y = as_arrays(x, y)
-        inputs = _bridge.as_inputs(classifier, x)
-        labels = _bridge.as_labels(classifier, y, len(inputs))
+    inputs, labels = _bridge.labelled_data(classifier, x, y)
     attack = WassersteinFGM(classifier, p, norm, eps, loss, batch_size=batch_size, verbose=False)
     adversarial = torch.from_numpy(attack.generate(inputs, labels))
     slope = sensitivity(classifier, inputs, labels, p, norm, loss, batch_size)
@@ -227,10 +224,7 @@ def adversarial_accuracy(
     :raises TypeError: If `attack` is no evasion attack.
     """
     _bridge.require_pytorch(adversarial_accuracy, classifier)
-    with together():
-        x, y = as_arrays(x, y)
-        inputs = _bridge.as_inputs(classifier, x)
-        labels = _bridge.as_labels(classifier, y, len(inputs))
+    inputs, labels = _bridge.labelled_data(classifier, x, y)
     if attack is None:
         attack = WassersteinPGD(
             classifier, p=p, norm=norm, eps=eps, max_iter=max_iter, batch_size=batch_size, verbose=verbose

@@ -22,13 +22,31 @@ from art_wdro._layers import Affine, Node
 DENSE = 2**25
 """Entries of the largest matrix whose spectral norm is computed; beyond, a bound by row and column sums serves."""
 
+OperatorNorms = dict[int, dict[float, float]]
+"""Operator norms of affine maps by node and exponent."""
 
-def lipschitz_constants(nodes: Sequence[Node], region: Region, r: float) -> list[float]:
+
+def operator_norms(nodes: Sequence[Node], shapes: Sequence[torch.Size]) -> OperatorNorms:
+    """Bound the l_1, l_2 and l_inf operator norms of all affine maps.
+
+    :param nodes: The network.
+    :param shapes: Shape of one output of every node.
+    :return: The norms by exponent, by the node of the map.
+    """
+    return {
+        index: _norms_of(node.operation, shapes[node.inputs[0]])
+        for index, node in enumerate(nodes)
+        if isinstance(node.operation, Affine)
+    }
+
+
+def lipschitz_constants(nodes: Sequence[Node], region: Region, r: float, norms: OperatorNorms) -> list[float]:
     """Bound how fast every node changes with the network's input, both in l_r.
 
     :param nodes: The network.
     :param region: One box of inputs, of which activations' slopes are taken.
     :param r: Exponent of the norm, 1, 2 or inf.
+    :param norms: What :func:`operator_norms` returned.
     :return: Products and sums of operator norms, one a node.
     """
     constants: list[float] = []
@@ -36,8 +54,7 @@ def lipschitz_constants(nodes: Sequence[Node], region: Region, r: float) -> list
         if not node.inputs:
             constants.append(1.0)
         elif isinstance(node.operation, Affine):
-            like = region.values[node.inputs[0]].lower[:1]
-            constants.append(constants[node.inputs[0]] * _operator_norm(node.operation, like, r))
+            constants.append(constants[node.inputs[0]] * norms[index][r])
         elif node.operation is not None:
             constants.append(constants[node.inputs[0]] * region.slopes[index].largest().max().item())
         else:
@@ -45,17 +62,20 @@ def lipschitz_constants(nodes: Sequence[Node], region: Region, r: float) -> list
     return [constant * (1 + WIDENING) ** len(nodes) for constant in constants]
 
 
-def _operator_norm(operation: Affine, like: Tensor, r: float) -> float:
-    """Bound the l_r operator norm of W: exactly for 1 and inf, and for 2 if W is a matrix and not too large."""
-    out = operation.absolute(torch.ones_like(like))
+def _norms_of(operation: Affine, shape: torch.Size) -> dict[float, float]:
+    """Bound the operator norms of W: exactly for 1 and inf, and for 2 if W is a matrix and not too large."""
+    ones = torch.ones(1, *shape, dtype=torch.float64)
+    out = operation.absolute(ones)
     rows = out.max().item()
-    columns = operation.absolute_transposed(torch.ones_like(out), like.shape[1:]).max().item()
-    if r != 2.0:
-        return columns if r == 1.0 else rows
-    if operation.pull is None or like.numel() * out.numel() > DENSE:
-        return math.sqrt(rows * columns)
-    inputs = torch.eye(like.numel(), dtype=like.dtype).view(-1, *like.shape[1:])
-    matrix = operation.linear(inputs).flatten(1)
+    columns = operation.absolute_transposed(torch.ones_like(out), shape).max().item()
+    spectral = math.sqrt(rows * columns)
+    if operation.pull is not None and ones.numel() * out.numel() <= DENSE:
+        spectral = _spectral_norm(operation.linear(torch.eye(ones.numel(), dtype=ones.dtype).view(-1, *shape)))
+    return {1.0: columns, 2.0: spectral, math.inf: rows}
+
+
+def _spectral_norm(columns: Tensor) -> float:
+    matrix = columns.flatten(1)
     gram = matrix.T @ matrix if matrix.shape[0] > matrix.shape[1] else matrix @ matrix.T
     rounding = 1e-12 * len(gram) * gram.abs().sum(1).max().item()
     return math.sqrt(torch.linalg.eigvalsh(gram)[-1].clamp(min=0.0).item() + rounding)
@@ -67,12 +87,14 @@ class JacobianNorms:
     :param nodes: The network.
     :param region: What is known over the whole box, one row.
     :param r: Exponent of the ground norm.
+    :param norms: What :func:`operator_norms` returned; None computes it.
     """
 
-    def __init__(self, nodes: Sequence[Node], region: Region, r: float) -> None:
+    def __init__(self, nodes: Sequence[Node], region: Region, r: float, norms: OperatorNorms | None = None) -> None:
         inputs = region.values[0].lower[0].numel()
+        norms = operator_norms(nodes, [values.lower.shape[1:] for values in region.values]) if norms is None else norms
         self.r = r
-        self.constants = {t: lipschitz_constants(nodes, region, t) for t in GROUND_NORMS}
+        self.constants = {t: lipschitz_constants(nodes, region, t, norms) for t in GROUND_NORMS}
         # ||x||_t <= factor ||x||_r
         self.factors = {t: inputs ** max(0.0, 1 / t - 1 / r) for t in GROUND_NORMS}
 

@@ -100,3 +100,11 @@ def digits_classifier(_trained_state) -> PyTorchClassifier:
     model.load_state_dict(copy.deepcopy(_trained_state))
     torch.manual_seed(0)
     return make_classifier(model, (1, 8, 8), 10, optimizer=torch.optim.SGD(model.parameters(), lr=0.05))
+
+
+def weights(classifier: PyTorchClassifier) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in classifier.model.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[k], second[k]) for k in first)

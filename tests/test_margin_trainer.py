@@ -19,7 +19,7 @@ from art_wdro._boundary import boundary
 from art_wdro._geometry import dual_exponent
 from art_wdro._knapsack import fill
 from art_wdro._margin_training import RunningThresholds, dual_accuracy, hinge_loss
-from tests.conftest import NORMS, ORDERS, digits, linear_problem, make_classifier
+from tests.conftest import NORMS, ORDERS, digits, linear_problem, make_classifier, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 FIGURES = {
@@ -42,14 +42,6 @@ FIGURES = {
 def trainer(classifier: PyTorchClassifier, **settings) -> WassersteinMarginTrainer:
     settings = {"eps": 0.1, "max_iter": 4, "seed": 0, "verbose": False} | settings
     return WassersteinMarginTrainer(classifier, **settings)
-
-
-def weights(classifier: PyTorchClassifier) -> dict[str, torch.Tensor]:
-    return {k: v.detach().clone() for k, v in classifier.model.state_dict().items()}
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(first[k], second[k]) for k in first)
 
 
 def linear_distances(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, y: torch.Tensor, r: float):

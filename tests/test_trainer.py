@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinPGD, adversarial_accuracy, reinitialise_last_layer
 from art_wdro._training import batch_budget
-from tests.conftest import DigitsNetwork, digits, linear_problem, make_classifier
+from tests.conftest import DigitsNetwork, digits, linear_problem, make_classifier, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 FIGURES = {
@@ -44,14 +44,6 @@ FIGURES = {
 def trainer(classifier: PyTorchClassifier, **settings) -> DistributionalTRADESTrainer:
     settings = {"eps": 0.1, "max_iter": 2, "seed": 0, "verbose": False} | settings
     return DistributionalTRADESTrainer(classifier, **settings)
-
-
-def weights(classifier: PyTorchClassifier) -> dict[str, torch.Tensor]:
-    return {k: v.detach().clone() for k, v in classifier.model.state_dict().items()}
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(first[k], second[k]) for k in first)
 
 
 @pytest.mark.slow
