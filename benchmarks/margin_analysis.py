@@ -50,7 +50,7 @@ def row(name: str, folder: Path, cell: dict[str, Any], train: Split, test: Split
         for data, reach, max_iter in (
             (train.choose(seen), 2.0, 60),
             (test, 2.0, 60),
-            (test, REACH * max([1.0] + [record["tau"] / setting.eps for record in taus(cell)][-1:]), MAX_ITER),
+            (test, REACH * max([1.0, *(record["tau"] / setting.eps for record in taus(cell)[-1:])]), MAX_ITER),
         )
     ]
     quantiles = np.quantile(found, QUANTILES, method="lower")
