@@ -52,8 +52,6 @@ SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Budgets of the curve, in eps."""
 GRID = np.linspace(0, 1, 41)
 """Budgets of the area, in eps."""
-REACHES = (1.2, 2.0, 3.0)
-"""Reaches of the second search for least distances, in eps."""
 AUTOATTACK_IMAGES = 200
 """Test images of AutoAttack, among those of the knapsack."""
 CLEAN_LOSS = 0.01
@@ -76,6 +74,9 @@ class Setting(NamedTuple):
     :param test_images: Random test images, for the knapsack and W-PGD.
     :param more_images: Random test images, for clean accuracy and distances from a short search.
     :param validation_images: Further test images, for choices; they are in no figure of the table.
+    :param gradients: Gradients a sample of the knapsack's search, and of each of the other searches, and of that on
+        validation images.
+    :param reaches: Reaches of those other searches, in eps.
     :param precision: Number format of the training's attacks.
     :param methods: What is compared.
     :param rates: Learning rates to choose from.
@@ -94,6 +95,8 @@ class Setting(NamedTuple):
     test_images: int
     more_images: int
     validation_images: int
+    gradients: tuple[int, int, int]
+    reaches: tuple[float, ...]
     precision: str
     methods: tuple[str, ...]
     rates: tuple[str, ...]
@@ -129,22 +132,25 @@ RATES = {"constant": 0.01, "cosine 0.03": 0.03, "cosine 0.1": 0.1}
 """The paper's learning rate, and the highest of rates that fall to 0 along a cosine."""
 FASHION, FASHION_EPS = ("torchvision:FashionMNIST", "torchvision:FashionMNIST", "fashion-mnist"), 0.1
 CIFAR, CIFAR_EPS = ("train.npz", "test.npz", "cifar10"), 8 / 255
+FASHION_SEARCH, CIFAR_SEARCH = ((300, 60, 60), (1.2, 2.0, 3.0)), ((100, 60, 20), (1.2, 2.0))
 SETTINGS = {
     "fashion-mnist": Setting(
-        *(*FASHION, False, 0.0, FASHION_EPS, False, 4000, 8, 128, 1000, 8000, 2000, "float32"),
+        *(*FASHION, False, 0.0, FASHION_EPS, False, 4000, 8, 128, 1000, 8000, 2000, *FASHION_SEARCH, "float32"),
         (*COMPARED, "paper, its rate", "margin, beta 2", "margin, beta 4", *REMEDIES),
         ("cosine 0.03", "cosine 0.1"),
     ),
     "fashion-mnist-scratch": Setting(
-        *(*FASHION, True, 0.9, FASHION_EPS, False, 4000, 20, 128, 1000, 8000, 2000, "float32"), FEW, ("cosine 0.03",)
+        *(*FASHION, True, 0.9, FASHION_EPS, False, 4000, 20, 128, 1000, 8000, 2000, *FASHION_SEARCH, "float32"),
+        FEW,
+        ("cosine 0.03",),
     ),
     "cifar10": Setting(
-        *(*CIFAR, False, 0.0, CIFAR_EPS, True, 3000, 4, 256, 500, 4000, 1000, "bfloat16"),
+        *(*CIFAR, False, 0.0, CIFAR_EPS, True, 3000, 4, 256, 500, 2000, 1000, *CIFAR_SEARCH, "bfloat16"),
         (*COMPARED, "margin, weights perturbed"),
         ("cosine 0.03", "cosine 0.1"),
     ),
     "cifar10-scratch": Setting(
-        *(*CIFAR, True, 0.9, CIFAR_EPS, True, 3000, 15, 256, 500, 4000, 1000, "bfloat16"),
+        *(*CIFAR, True, 0.9, CIFAR_EPS, True, 3000, 15, 256, 500, 2000, 1000, *CIFAR_SEARCH, "bfloat16"),
         ("TRADES", "paper, longer steps", "margin"),
         ("cosine 0.1",),
     ),
@@ -216,11 +222,12 @@ def trained(name: str, train: Split, cell: dict[str, Any], file: Path) -> tuple[
     return classifier, {**figures, "history": trainer.history}
 
 
-def distances(classifier: PyTorchClassifier, data: Split, eps: float) -> np.ndarray:
+def distances(classifier: PyTorchClassifier, data: Split, setting: Setting) -> np.ndarray:
     """Return the least l_inf distances that either of two searches finds, the second with several reaches."""
-    knapsack = WassersteinKnapsack(classifier, eps=eps, batch_size=250, verbose=False)
+    eps, (longest, others, _) = setting.eps, setting.gradients
+    knapsack = WassersteinKnapsack(classifier, eps=eps, max_iter=longest, batch_size=250, verbose=False)
     knapsack.generate(*data)
-    found = [searched(classifier, data, reach * eps, 60) for reach in REACHES]
+    found = [searched(classifier, data, reach * eps, others) for reach in setting.reaches]
     return np.minimum.reduce([knapsack.distances_, *found])
 
 
@@ -246,12 +253,12 @@ def evaluated(classifier: PyTorchClassifier, test: Split, setting: Setting) -> d
     """Return accuracies: on few test images by strong attacks, on more of them by a short search."""
     few, more = (test.choose(np.arange(count)) for count in (setting.test_images, setting.more_images))
     validation = test.choose(np.arange(setting.more_images, len(test.x)))
-    found = distances(classifier, few, setting.eps)
+    found = distances(classifier, few, setting)
     return {
         **figures(found, setting.eps),
         "wpgd": paper_figures(classifier, few, setting.eps)["wp"],
         "more": figures(searched(classifier, more, 2.5 * setting.eps, 15), setting.eps),
-        "validation": figures(searched(classifier, validation, 2.5 * setting.eps, 60), setting.eps),
+        "validation": figures(searched(classifier, validation, 2.5 * setting.eps, setting.gradients[2]), setting.eps),
         "distances": found.tolist(),
     }
 
