@@ -12,7 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from art_wdro import _bridge, _checks
+from art_wdro import _bridge, _checks, _inputs
 from art_wdro._branch_and_bound import Bounds, largest_jacobian
 from art_wdro._certified import certain_radii, class_pairs, pair_constants, worst_losses, worst_mean
 from art_wdro._coupling import all_rows, together
@@ -20,6 +20,7 @@ from art_wdro._intervals import Ball, Interval
 from art_wdro._knapsack import knapsack_accuracy
 from art_wdro._layers import Activation, Node, run
 from art_wdro._norm_bounds import operator_norms
+from art_wdro._preprocessing import standardisation
 from art_wdro._rows import parts
 from art_wdro._tracing import graph_of
 
@@ -96,7 +97,7 @@ def lipschitz_certificate(
         half = (box.upper - box.lower) / 2
         ball = _balls((box.lower + half)[None], _size(half, r)[None], r, box)
         return LipschitzCertificate(*largest_jacobian(nodes, ball, rows, seconds=seconds, branches=branches))
-    inputs = _bridge.as_inputs(classifier, x).double().cpu()
+    inputs = _inputs.as_inputs(classifier, x).double().cpu()
     radii = _numbers("radius", radius, len(inputs)).clamp(max=_size(box.upper - box.lower, r))
     nodes = _graph(classifier, box, inputs)
     shapes = [values.shape[1:] for values in run(nodes, box.lower[None])]
@@ -293,7 +294,7 @@ def why_uncertified(classifier: PyTorchClassifier, samples: int, wanted: bool | 
 
 def _problem(classifier: PyTorchClassifier, x: Any, y: Any | None) -> tuple[Tensor, Tensor, list[Node], Interval]:
     """Check data and return them on the host in float64, with the network's nodes and the bounds of one input."""
-    inputs, labels = _bridge.labelled_data(classifier, x, y)
+    inputs, labels = _inputs.labelled_data(classifier, x, y)
     inputs = inputs.double().cpu()
     with together():
         box = _box(classifier)
@@ -305,7 +306,7 @@ def _graph(classifier: PyTorchClassifier, box: Interval, x: Tensor | None = None
 
     :raises ValueError: If it cannot be traced, or is not.
     """
-    nodes = graph_of(_bridge.network(classifier), tuple(classifier.input_shape), _bridge.standardisation(classifier))
+    nodes = graph_of(_bridge.network(classifier), tuple(classifier.input_shape), standardisation(classifier))
     drawn = torch.rand(PROBES, *box.lower.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     points = [box.lower[None], box.upper[None], box.lower + (box.upper - box.lower) * drawn]
     probes = torch.cat([*points, *([] if x is None else [x[:PROBES]])]).float()
@@ -349,7 +350,7 @@ def _numbers(name: str, values: Any, count: int) -> Tensor:
     """Read a number >= 0, or one a sample; inf is one."""
     if np.ndim(values) == 0:
         return torch.full((count,), _checks.real(name, values, 0.0, infinite=True), dtype=torch.float64)
-    radii = _bridge.as_numbers(values, name).double().cpu()
+    radii = _inputs.as_numbers(values, name).double().cpu()
     if radii.shape != (count,) or not (radii >= 0).all():
         raise ValueError(f"{name} is {values!r}; allowed is a number >= 0, or {count} of them")
     return radii

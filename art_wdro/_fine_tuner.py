@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from art_wdro import _bridge, _checks
+from art_wdro import _bridge, _checks, _inputs
 from art_wdro import _checkpoint as checkpoints
 from art_wdro._attacks import WassersteinPGD
 from art_wdro._checkpoint import described, fingerprint, random_state, set_random_state
@@ -151,8 +151,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         drop_last = _checks.flag("drop_last", drop_last)
         with together():
             x, y = as_arrays(x, y)
-            inputs = _bridge.as_inputs(self._classifier, x)
-            labels = _bridge.as_labels(self._classifier, y, len(inputs)).to(inputs.device)
+            inputs = _inputs.as_inputs(self._classifier, x)
+            labels = _inputs.as_labels(self._classifier, y, len(inputs)).to(inputs.device)
         minibatches = Shuffled(inputs, labels, batch_size, drop_last, _checks.seed(self._seed))
         self._train(minibatches, nb_epochs, scheduler, validation_data, on_epoch, checkpoint)
 
@@ -299,8 +299,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         data = as_arrays(data, None) if isinstance(data, (Dataset, DataLoader)) else data
         if not isinstance(data, (tuple, list)) or len(data) != 2:
             raise ValueError(f"validation_data is a {type(data).__name__}; allowed is a pair of inputs and labels")
-        x = _bridge.as_inputs(self._classifier, data[0], "validation_data[0]")
-        y = _bridge.as_labels(self._classifier, data[1], len(x), "validation_data[1]").to(x.device)
+        x = _inputs.as_inputs(self._classifier, data[0], "validation_data[0]")
+        y = _inputs.as_labels(self._classifier, data[1], len(x), "validation_data[1]").to(x.device)
         if shards() is None:
             return x, y
         rows = mine(torch.arange(len(x), device=x.device))
