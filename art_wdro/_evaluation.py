@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from art_wdro import _bridge, _checks, _inputs
 from art_wdro._attacks import WassersteinPGD
-from art_wdro._certificates import certified_radii, why_uncertified
+from art_wdro._certificates import certified_radii
+from art_wdro._certified_problem import why_uncertified
 from art_wdro._coupling import all_rows, average, count, everywhere, is_first, total
 from art_wdro._distributional_attack import WassersteinDistributionalAttack
 from art_wdro._geometry import displace, project_on_balls
