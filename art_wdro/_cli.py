@@ -19,10 +19,11 @@ from art.exceptions import EstimatorError
 import art_wdro
 from art_wdro._data import Split, draw, load_data
 from art_wdro._evaluation import evaluate as run_evaluation
-from art_wdro._experiments import Laboratory, Protocol
+from art_wdro._experiments import Laboratory
 from art_wdro._files import check_target, write_atomically, write_text
 from art_wdro._fine_tuner import ON_NONFINITE
 from art_wdro._models import load_classifier
+from art_wdro._protocol import Protocol
 from art_wdro._report import Row
 from art_wdro._reproduce import TARGETS, Reproduction
 from art_wdro._starts import perturb_weights, reinitialise_last_layer

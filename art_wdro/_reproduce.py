@@ -18,8 +18,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from art_wdro._experiments import TRAINED, Cell, Laboratory, Protocol, Result
+from art_wdro._experiments import TRAINED, Laboratory, Result
 from art_wdro._files import write_atomically, write_text
+from art_wdro._protocol import Cell, Protocol
 from art_wdro._published import BEFORE, BEST, BUDGET, CONFIGURATIONS, GRIDS, NETWORKS, ZHANG
 from art_wdro._report import markdown_lines
 from art_wdro._trainer import DistributionalTRADESTrainer
