@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from art.exceptions import EstimatorError
 
-import art_wdro
 from art_wdro._data import Split, draw, load_data
 from art_wdro._evaluation import evaluate as run_evaluation
 from art_wdro._experiments import Laboratory
@@ -29,6 +28,7 @@ from art_wdro._reproduce import TARGETS, Reproduction
 from art_wdro._starts import perturb_weights, reinitialise_last_layer
 from art_wdro._trainer import UPSILON_ESTIMATES, DistributionalTRADESTrainer
 from art_wdro._training import CONSISTENCIES
+from art_wdro._version import __version__
 
 Command = Callable[..., None]
 
@@ -91,7 +91,7 @@ TRAINING = _options(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(art_wdro.__version__, prog_name="art-wdro")
+@click.version_option(__version__, prog_name="art-wdro")
 def cli() -> None:
     """Distributional (Wasserstein) robustness: evaluate and fine-tune PyTorch classifiers."""
 

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,10 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-import art_wdro
 from art_wdro._data import Split
 from art_wdro._evaluation import check_autoattack, evaluate
 from art_wdro._files import write_atomically, write_text
+from art_wdro._machine import machine
 from art_wdro._metrics import adversarial_accuracy, sensitivity
 from art_wdro._models import load_classifier
 from art_wdro._protocol import Cell, Images, PaperTrainer, Protocol, paper_attack, paper_figures
@@ -105,7 +103,7 @@ class Laboratory:
                 self._checkpoint(cell).unlink(missing_ok=True)  # of a training that nothing is known of
                 progress = {"seconds": 0.0, "epochs": []}
                 self._write(cell, progress, "progress.json")
-            machine, started = _machine(self._device), time.perf_counter() - progress["seconds"]
+            used, started = machine(self._device), time.perf_counter() - progress["seconds"]
             try:
                 gave = runs[cell.kind](cell, progress)
             except FloatingPointError as error:
@@ -113,7 +111,7 @@ class Laboratory:
             seconds = time.perf_counter() - started
             counts = [len(part.x) for part in (*self.images.train(cell.seed), self.images.test)]
             counted = dict(zip(("train", "validation", "test"), counts, strict=True))
-            self._write(cell, {"images": counted, "seconds": seconds, "machine": machine, **gave}, "json")
+            self._write(cell, {"images": counted, "seconds": seconds, "machine": used, **gave}, "json")
             found = self._read(cell, "json")
             assert found is not None
         for file in (self._file(cell, "progress.json"), self._checkpoint(cell)):
@@ -288,15 +286,3 @@ class Laboratory:
 
 def _tenth(data: Split) -> int:
     return max(1, len(data.x) // 10)
-
-
-def _machine(device: str | None) -> dict[str, Any]:
-    """Describe what a cell ran with."""
-    cuda = torch.cuda.is_available() and device != "cpu"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "art-wdro": art_wdro.__version__,
-        **{name: version(name) for name in ("torch", "numpy", "adversarial-robustness-toolbox")},
-        "date": time.strftime("%Y-%m-%d"),
-    }
