@@ -22,8 +22,8 @@ from art_wdro._report import Report
 from art_wdro._robustbench import load_robustbench
 from art_wdro._starts import perturb_weights, reinitialise_last_layer
 from art_wdro._trainer import DistributionalTRADESTrainer
+from art_wdro._version import __version__ as __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "AccuracyBounds",
     "DLRLoss",

@@ -19,7 +19,7 @@ from art.summary_writer import SummaryWriter
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from art_wdro import _bridge, _checks
+from art_wdro import _bridge, _checks, _inputs
 from art_wdro._checkpoint import Progress, described, fingerprint
 from art_wdro._coupling import is_first, shards, together
 from art_wdro._datasets import as_arrays
@@ -114,11 +114,11 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
             if file is not None and shards() is not None:
                 raise ValueError(f"checkpoint is '{file}' under sharded(); allowed there is None")
             x, y = as_arrays(x, y)
-            inputs = _bridge.as_inputs(classifier, x)
+            inputs = _inputs.as_inputs(classifier, x)
             movable = None if mask is None else _as_mask(mask, inputs)
             if y is None and self.targeted:
                 raise ValueError("y is None; a targeted attack needs the target labels")
-            labels = None if y is None else _bridge.as_labels(classifier, y, len(inputs))
+            labels = None if y is None else _inputs.as_labels(classifier, y, len(inputs))
         with _bridge.undisturbed(classifier, self.batch_size):
             inputs = placed(inputs, classifier.device)
             if labels is None:

@@ -24,30 +24,19 @@ import torch
 from torch import Tensor
 
 from art_wdro._cells import OUTSIDE, Cell
-from art_wdro._geometry import dual_exponent, sample_norms
 from art_wdro._intervals import Ball, Interval
 from art_wdro._jacobian_bounds import Region, jacobians, propagate
-from art_wdro._layers import Activation, Affine, Node, run
+from art_wdro._layers import Activation, Node
 from art_wdro._linear_bounds import unit_bounds
+from art_wdro._lower_bound import LowerBound, reach
 from art_wdro._norm_bounds import JacobianNorms, OperatorNorms
-from art_wdro._rows import parts
 
 AT_ONCE = 64
 """Branches that are bounded in one pass."""
 CLOSED = 1e-9
 """Relative amount by which a branch must exceed the lower bound to be searched."""
-NEAR = 1e-9
-"""How near to a kink an input is too near, relative to how far units move over the ball."""
-SAMPLES = 256
-"""Random inputs that the lower bound starts from."""
-CLIMB = 20
-"""Rounds of a random search that starts from them."""
-PATIENCE = 3
-"""Rounds without a gain after which it stops."""
 FEW_UNITS = 1024
 """Units up to which linear bounds of their inputs are worth their time."""
-ENTRIES = 2**24
-"""Numbers in one array of gradients, at most."""
 
 
 class Bounds(NamedTuple):
@@ -112,15 +101,15 @@ def largest_jacobian(
     :return: The bounds, which hold at any time.
     """
     search = _Search(nodes, ball, rows, time.monotonic() + seconds, norms)
-    search.climb()
+    search.lower.climb()
     while search.heap and not search.is_over() and (branches is None or search.count < branches):
-        if -search.heap[0].order <= search.lower * (1 + CLOSED):
+        if -search.heap[0].order <= search.lower.value * (1 + CLOSED):
             break
         taken = [heapq.heappop(search.heap) for _ in range(min(AT_ONCE, len(search.heap)))]
         search.push([child for branch in taken for child in search.parts(branch)])
     left = max((-branch.order for branch in search.heap), default=0.0)
-    top = max(search.lower * (1 + CLOSED), search.settled, left)
-    return Bounds(search.lower, top, top <= search.lower * (1 + 2 * CLOSED))
+    top = max(search.lower.value * (1 + CLOSED), search.settled, left)
+    return Bounds(search.lower.value, top, top <= search.lower.value * (1 + 2 * CLOSED))
 
 
 class _Search:
@@ -133,7 +122,7 @@ class _Search:
         self.activations = [i for i, node in enumerate(nodes) if isinstance(node.operation, Activation)]
         self.smooth = any(not self._activation(index).kinks for index in self.activations)
         self.heap: list[Branch] = []
-        self.lower = self.settled = 0.0
+        self.settled = 0.0
         self.count = 0
         self._numbers = itertools.count()
         region = propagate(nodes, ball.hull())
@@ -142,8 +131,8 @@ class _Search:
         if sum(math.prod(self.shapes[index]) for index in self.activations) <= FEW_UNITS:
             self._known, _, region = unit_bounds(nodes, ball)
         self._norms = JacobianNorms(nodes, region, ball.r, norms)
-        self._reach = _reach(nodes, region)
-        self._width = (ball.hull().upper - ball.hull().lower).max().item()
+        self._reach = reach(nodes, region)
+        self.lower = LowerBound(nodes, ball, rows, self._reach, deadline)
         whole = Interval(*(bound[0] for bound in ball.hull()))
         for pair, bound in enumerate(self._norms.product(rows).tolist()):
             heapq.heappush(self.heap, Branch(-bound, next(self._numbers), pair, (), whole))
@@ -156,52 +145,6 @@ class _Search:
         operation = self.nodes[index].operation
         assert isinstance(operation, Activation)
         return operation
-
-    def climb(self) -> None:
-        """Raise the lower bound by norms at random inputs, and at inputs near the best of them."""
-        generator = torch.Generator().manual_seed(0)
-        x = self.ball.draw(SAMPLES, generator)
-        norms = self.visit(x)
-        width = self.ball.hull().upper - self.ball.hull().lower
-        last_gain = 0
-        for turn in range(CLIMB):
-            if self.is_over() or turn - last_gain > PATIENCE:
-                break
-            best, before = norms.topk(SAMPLES // 8).indices, self.lower
-            around = x[best.repeat(4)]
-            noise = torch.randn(around.shape, dtype=torch.float64, generator=generator)
-            tried = self.ball.pulled(around + noise * width / 2 ** (1 + turn / 2))
-            x, norms = torch.cat([x[best], tried]), torch.cat([norms[best], self.visit(tried)])
-            last_gain = turn if self.lower > before else last_gain
-
-    def visit(self, x: Tensor) -> Tensor:
-        """Raise the lower bound by the largest norms at inputs, (B, ...); return them, 0 where they do not count.
-
-        They count inside the ball, and off the kinks, where a derivative may be that of a cell beyond the ball.
-        """
-        found = torch.zeros(len(x), dtype=torch.float64)
-        for part in parts(len(x), max(1, ENTRIES // (len(self.rows) * x[0].numel()))):
-            if not self.is_over():
-                found[part] = self._norms_at(x[part])
-        found = torch.where(self.ball.outside(x) <= 0, found, 0.0)
-        self.lower = max(self.lower, found.max().item())
-        return found
-
-    def _norms_at(self, x: Tensor) -> Tensor:
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            values = run(self.nodes, x)
-            logits = values[-1]
-            gradients = [torch.autograd.grad(z.sum(), x, retain_graph=True)[0].flatten(1) for z in logits.unbind(1)]
-        margins = torch.einsum("mk,bkd->bmd", self.rows, torch.stack(gradients, 1))
-        norms = sample_norms(margins.flatten(0, 1), dual_exponent(self.ball.r)).view(len(x), -1).amax(1)
-        for index in self.activations:
-            source = self.nodes[index].inputs[0]
-            size = self._reach[source] * self._width
-            for kink in self._activation(index).kinks:
-                near = ((values[source] - kink).abs() <= NEAR * size) & (size > 0)
-                norms = torch.where(near.flatten(1).any(1), 0.0, norms)
-        return norms.detach()
 
     def push(self, branches: list[Branch]) -> None:
         """Bound branches, and keep those that may hold the largest norm."""
@@ -219,7 +162,7 @@ class _Search:
         empty |= self.ball.outside(torch.minimum(torch.maximum(centre, inputs.lower), inputs.upper)) > -OUTSIDE
         for place, branch in enumerate(branches):
             bound = min(norms[place].item(), -branch.order)
-            if empty[place] or bound <= self.lower * (1 + CLOSED):
+            if empty[place] or bound <= self.lower.value * (1 + CLOSED):
                 continue
             split = self._choose(region, jacobian.weights, place)
             if split is None:
@@ -275,7 +218,7 @@ class _Search:
             return [replace(branch, pieces=(*branch.pieces, piece), split=None) for piece in branch.split]
         lower, upper = branch.box
         middle = (lower.flatten()[branch.split] + upper.flatten()[branch.split]) / 2
-        self.visit(self.ball.pulled(((lower + upper) / 2)[None]))
+        self.lower.visit(self.ball.pulled(((lower + upper) / 2)[None]))
         below, above = upper.clone(), lower.clone()
         below.view(-1)[branch.split] = middle
         above.view(-1)[branch.split] = middle
@@ -289,7 +232,7 @@ class _Search:
             cell = Cell(self.nodes, {i: self._piece(region, i, place) for i in self.activations}, self.shapes[0])
             room, point = cell.deepest(self.ball, self.deadline - time.monotonic())
         if room >= OUTSIDE:
-            self.visit(point[None])
+            self.lower.visit(point[None])
             self.settled = max(self.settled, bound)
 
     def _piece(self, region: Region, index: int, place: int) -> tuple[Tensor, Tensor]:
@@ -301,18 +244,3 @@ class _Search:
             inside = (middle >= start) & (middle <= end)
             starts, ends = torch.where(inside, start, starts), torch.where(inside, end, ends)
         return starts, ends
-
-
-def _reach(nodes: Sequence[Node], region: Region) -> list[Tensor]:
-    """Bound how strongly every unit depends on all inputs together."""
-    sizes: list[Tensor] = []
-    for index, node in enumerate(nodes):
-        if not node.inputs:
-            sizes.append(torch.ones_like(region.values[0].lower))
-        elif isinstance(node.operation, Affine):
-            sizes.append(node.operation.absolute(sizes[node.inputs[0]]))
-        elif isinstance(node.operation, Activation):
-            sizes.append(sizes[node.inputs[0]] * region.slopes[index].largest())
-        else:
-            sizes.append(torch.stack([sizes[source] for source in node.inputs]).sum(0))
-    return [size[0] for size in sizes]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The one module that reads a `PyTorchClassifier` of ART, its private attributes included.
+"""What the package takes from a `PyTorchClassifier` of ART: with `_preprocessing`, the one reader of its private side.
 
 It hands the rest of the package tensors on the classifier's device and a function from inputs to
 logits, and leaves the classifier as it was.
@@ -7,7 +7,6 @@ logits, and leaves the classifier as it was.
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -18,14 +17,12 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
-from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 
 from art_wdro._checkpoint import described, fingerprint
-from art_wdro._coupling import shards, together
-from art_wdro._datasets import as_arrays
-from art_wdro._losses import PerSampleLoss, attack_objective, class_indices
-from art_wdro._rows import Rows, as_float32, parts, share
+from art_wdro._losses import PerSampleLoss, attack_objective
+from art_wdro._preprocessing import preprocessing
+from art_wdro._rows import Rows, parts
 from art_wdro._sensitivity import Objective
 
 
@@ -78,7 +75,7 @@ def logits_of(
     :param precision: A name in `PRECISIONS`: half precision where torch's autocast allows it.
     :raises ValueError: From the function, if the network does not put out (N, nb_classes).
     """
-    preprocess = _preprocessing(classifier, training)
+    preprocess = preprocessing(classifier, training)
     dtype = PRECISIONS[precision]
     casting = nullcontext() if dtype is None else torch.autocast(classifier.device.type, dtype)
 
@@ -95,55 +92,6 @@ def logits_of(
         return logits
 
     return function
-
-
-def _preprocessing(classifier: PyTorchClassifier, training: bool) -> Callable[[Tensor], Tensor]:
-    if all(map(_is_identity, classifier.preprocessing_operations)):
-        return lambda x: x
-    if not classifier.all_framework_preprocessing:
-        return lambda x: _NumPyPreprocessing.apply(x, classifier, training)
-    return lambda x: classifier._apply_preprocessing(x, None, fit=training, no_grad=False)[0]
-
-
-def _is_identity(operation: object) -> bool:
-    """Tell ART's default preprocessing, which subtracts 0 and divides by 1."""
-    return (
-        isinstance(operation, StandardisationMeanStdPyTorch)
-        and np.array_equal(operation.mean, 0.0)
-        and np.array_equal(operation.std, 1.0)
-    )
-
-
-def standardisation(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
-    """Return mean and std of `preprocessing=(mean, std)`, shaped to broadcast over a sample; None if there is none.
-
-    :raises ValueError: If the classifier has other preprocessing.
-    """
-    operations = [operation for operation in classifier.preprocessing_operations if not _is_identity(operation)]
-    if not operations:
-        return None
-    if len(operations) > 1 or not isinstance(operations[0], StandardisationMeanStdPyTorch):
-        raise ValueError(f"classifier has the preprocessing {operations}; allowed is preprocessing=(mean, std)")
-    mean, std = (torch.as_tensor(np.asarray(v, dtype=np.float32)) for v in (operations[0].mean, operations[0].std))
-    channels = (-1, *[1] * (len(classifier.input_shape) - 1))
-    return mean.view(channels) if mean.dim() == 1 else mean, std.view(channels) if std.dim() == 1 else std
-
-
-class _NumPyPreprocessing(torch.autograd.Function):
-    """Preprocessors of ART that work on arrays, with the gradient estimate that each of them brings."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, classifier: PyTorchClassifier, training: bool) -> Tensor:
-        ctx.array, ctx.classifier, ctx.training = x.cpu().numpy(), classifier, training
-        array, _ = classifier._apply_preprocessing(ctx.array, None, fit=training)
-        return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(x.device)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        array = gradients[0].cpu().numpy()
-        with torch.enable_grad():  # some of ART's estimates differentiate, and backward passes switch that off
-            array = ctx.classifier._apply_preprocessing_gradient(ctx.array, array, fit=ctx.training)
-        return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(gradients[0].device), None, None
 
 
 @contextmanager
@@ -249,117 +197,6 @@ def identity(classifier: PyTorchClassifier) -> dict[str, Any]:
     }
 
 
-def as_numbers(x: Any, name: str) -> Tensor:
-    """Return an array, tensor or nested list as a detached tensor, where it lies and of its own dtype.
-
-    :raises TypeError: If the values are no real numbers.
-    """
-    if isinstance(x, Tensor):
-        if x.is_complex():
-            raise TypeError(f"{name} has the dtype {x.dtype}; allowed are real numbers")
-        return _detach(x)
-    array = np.asarray(x)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} has the dtype {array.dtype}; allowed are real numbers")
-    return share(array)
-
-
-@torch.inference_mode(False)
-def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
-    """Check inputs and return them as a float32 tensor where they lie.
-
-    :param x: Array, tensor or nested list, (N, ...), any real dtype.
-    :param name: What the errors call it.
-    :return: The inputs, detached; NumPy data stays on the host.
-    :raises TypeError: If the values are no numbers.
-    :raises ValueError: If x is empty, does not fit the classifier, holds NaN or inf, or leaves clip_values.
-    """
-    tensor = as_float32(as_numbers(x, name))
-    expected = tuple(classifier.input_shape)
-    fits = tensor.dim() == len(expected) + 1 and all(
-        want is None or want == have for want, have in zip(expected, tensor.shape[1:], strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"{name} has the shape {tuple(tensor.shape)}; the classifier takes (N, {', '.join(map(str, expected))})"
-        )
-    if tensor.numel() == 0:
-        if len(tensor) == 0 and shards() is not None:
-            return tensor  # a rank may have nothing to do
-        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; needed is at least one sample")
-    bounds = box(classifier)
-    lower, upper = (None, None) if bounds is None else (bound.to(tensor.device) for bound in bounds)
-    data = Rows(tensor, tensor.device)
-    for rows in parts(len(data), data.at_once(len(data))):
-        values = data[rows]
-        unusable = ~torch.isfinite(values)
-        if unusable.any():
-            bad = rows.start + _first(unusable)
-            raise ValueError(f"{name} holds NaN or inf (first in sample {bad}); allowed are finite numbers")
-        if lower is None or upper is None:
-            continue
-        outside = (values < lower) | (values > upper)
-        if outside.any():
-            raise ValueError(
-                f"{name} lies in [{tensor.min():g}, {tensor.max():g}], outside of the classifier's clip_values "
-                f"in [{lower.min():g}, {upper.max():g}] (first in sample {rows.start + _first(outside)})"
-            )
-    return tensor
-
-
-def _first(where: Tensor) -> int:
-    """Return the first row that holds a True."""
-    return int(where.flatten(1).any(1).nonzero()[0])
-
-
-@torch.inference_mode(False)
-def as_labels(classifier: PyTorchClassifier, y: Any, count: int, name: str = "y") -> Tensor:
-    """Check labels and return them as class indices on the host's or the tensor's device.
-
-    :param y: One-hot or probability rows (N, K), or indices (N,) or (N, 1), any real dtype.
-    :param count: N, the number of inputs.
-    :param name: What the errors call it.
-    :return: Class indices, (N,), int64.
-    :raises TypeError: If the values are no numbers.
-    :raises ValueError: If the shape or the count does not fit, or a label is no class.
-    """
-    if y is None:
-        raise ValueError(f"{name} is None; needed are {count} labels, as indices or one-hot rows")
-    if not isinstance(y, Tensor):
-        array = np.asarray(y)
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} has the dtype {array.dtype}; allowed are class indices or one-hot rows")
-        y = share(array.astype(np.int64) if array.dtype.kind in "ub" else array)
-    y = _detach(y)
-    classes = classifier.nb_classes
-    if y.dim() not in (1, 2) or (y.dim() == 2 and y.shape[1] not in (1, classes)):
-        raise ValueError(
-            f"{name} has the shape {tuple(y.shape)}; allowed are indices (N,) or (N, 1) and rows (N, {classes})"
-        )
-    if len(y) != count:
-        raise ValueError(f"{name} has {len(y)} labels for {count} samples; needed is one each")
-    if y.is_floating_point() and not torch.isfinite(y).all():
-        raise ValueError(f"{name} holds NaN or inf; allowed are class indices or one-hot rows")
-    indices = class_indices(y, classes)
-    if y.shape[-1] != classes or y.dim() == 1:
-        wrong = (indices < 0) | (indices >= classes) | (y.reshape(-1) != indices)
-        if wrong.any():
-            raise ValueError(f"{name} holds the label {y.reshape(-1)[wrong][0]:g}; allowed are 0 to {classes - 1}")
-    return indices
-
-
-def labelled_data(classifier: PyTorchClassifier, x: Any, y: Any | None) -> tuple[Tensor, Tensor]:
-    """Check a data set and return its inputs and class indices, as :func:`as_inputs` and :func:`as_labels` do.
-
-    :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch.
-    :param y: Labels; None where x brings them.
-    """
-    with together():
-        x, y = as_arrays(x, y)
-        inputs = as_inputs(classifier, x)
-        return inputs, as_labels(classifier, y, len(inputs))
-
-
 def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Tensor:
     """Return argmax f(x), (N,), on the classifier's device; call it inside :func:`undisturbed`."""
     function = logits_of(classifier)
@@ -374,32 +211,6 @@ def batches_of(classifier: PyTorchClassifier, batch_size: int, *arrays: Tensor) 
     """Yield rows and their values in each array, in batches on the classifier's device."""
     data = [Rows(array, classifier.device) for array in arrays]
     return ((rows, *(array[rows] for array in data)) for rows in parts(len(arrays[0]), batch_size))
-
-
-def _detach(tensor: Tensor) -> Tensor:
-    """Cut a tensor off its graph; autograd takes one made in inference mode only as a copy."""
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-def training_loss(classifier: PyTorchClassifier) -> nn.CrossEntropyLoss:
-    """Return the cross-entropy that a trainer descends.
-
-    The classifier's own one, with its class weights and label smoothing, if it has one; a plain one if
-    its loss is something else, such as a loss set for attacking.
-    """
-    own = classifier.loss
-    if not isinstance(own, nn.CrossEntropyLoss):
-        return nn.CrossEntropyLoss()
-    own = copy.copy(own)
-    own.reduction = "mean"
-    return own
-
-
-def weight_of(classifier: PyTorchClassifier, y: Tensor) -> Tensor:
-    """Return what the mean of :func:`training_loss` divides by: how many labels count, each with its class's weight."""
-    own = training_loss(classifier)
-    weights = torch.ones_like(y, dtype=torch.float32) if own.weight is None else own.weight[y]
-    return (weights * (y != own.ignore_index)).sum()
 
 
 def objective_of(
@@ -426,50 +237,3 @@ def example(classifier: PyTorchClassifier) -> Tensor:
     x = torch.zeros(1, *shape, device=classifier.device)
     bounds = box(classifier)
     return x if bounds is None else x.clamp(*bounds)
-
-
-def as_classifier(
-    model: nn.Module,
-    shape: tuple[int, ...],
-    classes: int,
-    device: str | torch.device | None = None,
-    learning_rate: float = 0.01,
-) -> PyTorchClassifier:
-    """Wrap a network whose inputs lie in [0, 1] and which puts out logits.
-
-    :param model: The network.
-    :param shape: Shape of one input.
-    :param classes: Number of classes.
-    :param device: A torch device; None takes CUDA where it is.
-    :param learning_rate: Rate of the optimiser, SGD without momentum.
-    :return: The classifier, in eval mode; without an optimiser if nothing in the network can be trained.
-    """
-    wanted = resolve_device(device)
-    if wanted.type == "cuda" and wanted.index is not None:
-        torch.cuda.set_device(wanted)  # ART takes the current device
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    classifier = PyTorchClassifier(
-        model,
-        loss=nn.CrossEntropyLoss(),
-        optimizer=torch.optim.SGD(parameters, lr=learning_rate) if parameters else None,
-        input_shape=shape,
-        nb_classes=classes,
-        clip_values=(0.0, 1.0),
-        device_type="cpu" if wanted.type == "cpu" else "gpu",
-    )
-    model.eval()
-    return classifier
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Read the name of a device that is there; None takes CUDA where it is.
-
-    :raises ValueError: If there is no such device here.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    allowed = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    allowed += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if str(device) not in allowed:
-        raise ValueError(f"device is {str(device)!r}; allowed here is one of {', '.join(allowed)}")
-    return torch.device(device)

@@ -12,23 +12,17 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from art_wdro import _bridge, _checks
+from art_wdro import _bridge, _checks, _inputs
 from art_wdro._branch_and_bound import Bounds, largest_jacobian
 from art_wdro._certified import certain_radii, class_pairs, pair_constants, worst_losses, worst_mean
-from art_wdro._coupling import all_rows, together
-from art_wdro._intervals import Ball, Interval
+from art_wdro._certified_problem import balls_around, certified_problem, finite_box, radii_of, radius_of, traced_graph
+from art_wdro._coupling import all_rows
+from art_wdro._intervals import Interval
 from art_wdro._knapsack import knapsack_accuracy
-from art_wdro._layers import Activation, Node, run
+from art_wdro._layers import run
 from art_wdro._norm_bounds import operator_norms
 from art_wdro._rows import parts
-from art_wdro._tracing import graph_of
 
-AFFORDABLE = 2**26
-"""Samples times units squared up to which a report computes certified radii unasked."""
-FEW_WEIGHTS = 2**20
-"""Weights of a network up to which it looks."""
-PROBES = 16
-"""Inputs on which the traced network is compared with the classifier, at random and of the data."""
 RINGS = 16
 """Radii at which losses are bounded, at most."""
 INNERMOST = 0.25
@@ -89,21 +83,21 @@ def lipschitz_certificate(
         raise ValueError(
             f"x is {'None' if x is None else 'given'} and radius is {radius!r}; allowed are both, or none for the box"
         )
-    box = _box(classifier)
+    box = finite_box(classifier)
     rows = class_pairs(classifier.nb_classes)[0]
     if x is None:
-        nodes = _graph(classifier, box)
+        nodes = traced_graph(classifier, box)
         half = (box.upper - box.lower) / 2
-        ball = _balls((box.lower + half)[None], _size(half, r)[None], r, box)
+        ball = balls_around((box.lower + half)[None], radius_of(half, r)[None], r, box)
         return LipschitzCertificate(*largest_jacobian(nodes, ball, rows, seconds=seconds, branches=branches))
-    inputs = _bridge.as_inputs(classifier, x).double().cpu()
-    radii = _numbers("radius", radius, len(inputs)).clamp(max=_size(box.upper - box.lower, r))
-    nodes = _graph(classifier, box, inputs)
+    inputs = _inputs.as_inputs(classifier, x).double().cpu()
+    radii = radii_of("radius", radius, len(inputs)).clamp(max=radius_of(box.upper - box.lower, r))
+    nodes = traced_graph(classifier, box, inputs)
     shapes = [values.shape[1:] for values in run(nodes, box.lower[None])]
     norms = operator_norms(nodes, shapes)
     found: list[Bounds] = []
     for centre, own in zip(inputs, radii, strict=True):
-        ball = _balls(centre[None], own[None], r, box)
+        ball = balls_around(centre[None], own[None], r, box)
         found.append(largest_jacobian(nodes, ball, rows, seconds=seconds, branches=branches, norms=norms))
     return LipschitzCertificate(*(np.array([bounds[column] for bounds in found]) for column in range(3)))
 
@@ -162,7 +156,7 @@ def loss_certificate(
     batch_size = _checks.integer("batch_size", batch_size, 1)
     seconds = _checks.real("seconds", seconds, 0.0, infinite=True)
     constant = None if constant is None else _checks.real("constant", constant, 0.0)
-    inputs, labels, nodes, box = _problem(classifier, x, y)
+    inputs, labels, nodes, box = certified_problem(classifier, x, y)
     if constant is None:
         constant = lipschitz_certificate(classifier, norm=r, seconds=seconds).upper
     with torch.no_grad():
@@ -170,13 +164,13 @@ def loss_certificate(
     own = logits.gather(1, labels[:, None])
     margins = (logits - own).scatter(1, labels[:, None], -math.inf).amax(1)
     losses = margins if loss == "margin" else cross_entropy(logits, labels, reduction="none")
-    size = _size(box.upper - box.lower, r)
+    size = radius_of(box.upper - box.lower, r)
     eps = min(eps, size.item())  # nothing can go farther
     radii = _rings(eps, size.item())
     bounds = torch.zeros(len(inputs), len(radii), dtype=torch.float64)
     for part in parts(len(inputs), batch_size):
         for column, radius in enumerate(radii):
-            balls = _balls(inputs[part], radius.expand(len(inputs[part])), r, box)
+            balls = balls_around(inputs[part], radius.expand(len(inputs[part])), r, box)
             bounds[part, column] = worst_losses(nodes, balls, labels[part], classifier.nb_classes, loss)
     losses, bounds = all_rows(losses)[0], torch.stack([all_rows(column)[0] for column in bounds.unbind(1)], 1)
     clean = losses.mean().item()
@@ -217,13 +211,13 @@ def certified_radii(
     _bridge.require_pytorch(certified_radii, classifier)
     r = _checks.ground_norm(norm)
     batch_size = _checks.integer("batch_size", batch_size, 1)
-    inputs, labels, nodes, box = _problem(classifier, x, y)
-    size = _size(box.upper - box.lower, r)
-    most = size.expand(len(inputs)) if largest is None else _numbers("largest", largest, len(inputs)).clamp(max=size)
+    inputs, labels, nodes, box = certified_problem(classifier, x, y)
+    size = radius_of(box.upper - box.lower, r)
+    most = size.expand(len(inputs)) if largest is None else radii_of("largest", largest, len(inputs)).clamp(max=size)
     constants = pair_constants(nodes, Interval(box.lower[None], box.upper[None]), classifier.nb_classes, r)
     found = torch.zeros(len(inputs), dtype=torch.float64)
     for part in parts(len(inputs), batch_size):
-        balls = _balls(inputs[part], most[part], r, box)
+        balls = balls_around(inputs[part], most[part], r, box)
         found[part] = certain_radii(nodes, balls, labels[part], constants, most[part])
     found = torch.where(found >= size, math.inf, found)
     with _bridge.undisturbed(classifier, batch_size):  # the classifier itself rounds otherwise
@@ -264,92 +258,7 @@ def certified_accuracy(
     return accuracy
 
 
-def why_uncertified(classifier: PyTorchClassifier, samples: int, wanted: bool | None) -> str | None:
-    """Tell why no certified radii are to be computed; None if they are.
-
-    :param classifier: The classifier.
-    :param samples: How many samples there are.
-    :param wanted: Whether the user wants them; None wants them where that takes little.
-    :raises ValueError: If they are wanted and the network has no bounds.
-    """
-    if wanted is False:
-        return "it was not wanted"
-    weights = sum(weight.numel() for weight in _bridge.network(classifier).parameters())
-    if wanted is None and weights > FEW_WEIGHTS:
-        return f"a network of {weights} weights takes long; certified=True computes it"
-    try:
-        box = _box(classifier)
-        nodes = _graph(classifier, box)
-    except ValueError as error:
-        if wanted:
-            raise
-        return str(error)
-    values = run(nodes, box.lower[None])
-    units = sum(v[0].numel() for v, node in zip(values, nodes, strict=True) if isinstance(node.operation, Activation))
-    if wanted is None and samples * units**2 > AFFORDABLE:
-        return f"{units} units and {samples} samples take long; certified=True computes it"
-    return None
-
-
-def _problem(classifier: PyTorchClassifier, x: Any, y: Any | None) -> tuple[Tensor, Tensor, list[Node], Interval]:
-    """Check data and return them on the host in float64, with the network's nodes and the bounds of one input."""
-    inputs, labels = _bridge.labelled_data(classifier, x, y)
-    inputs = inputs.double().cpu()
-    with together():
-        box = _box(classifier)
-        return inputs, labels.cpu(), _graph(classifier, box, inputs), box
-
-
-def _graph(classifier: PyTorchClassifier, box: Interval, x: Tensor | None = None) -> list[Node]:
-    """Trace the classifier's network with its preprocessing, and see on some inputs that it is the same function.
-
-    :raises ValueError: If it cannot be traced, or is not.
-    """
-    nodes = graph_of(_bridge.network(classifier), tuple(classifier.input_shape), _bridge.standardisation(classifier))
-    drawn = torch.rand(PROBES, *box.lower.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    points = [box.lower[None], box.upper[None], box.lower + (box.upper - box.lower) * drawn]
-    probes = torch.cat([*points, *([] if x is None else [x[:PROBES]])]).float()
-    try:
-        with _bridge.undisturbed(classifier, len(probes)), torch.no_grad():
-            given = _bridge.logits_of(classifier)(probes.to(classifier.device)).double().cpu()
-            # one by one, lest a step that mixes samples pass for a layer
-            traced = torch.cat([run(nodes, probe[None].double())[-1] for probe in probes])
-    except RuntimeError as error:
-        raise ValueError(f"classifier's network cannot be followed: {error}") from error
-    tolerance = 1e-3 * given.abs().max().item()
-    if traced.shape != given.shape or not torch.allclose(traced, given, rtol=1e-3, atol=tolerance):
-        raise ValueError("classifier computes something else than the layers that torch.fx finds in its network")
-    return nodes
-
-
-def _box(classifier: PyTorchClassifier) -> Interval:
-    bounds, shape = _bridge.box(classifier), tuple(_bridge.example(classifier).shape[1:])
-    if bounds is None or not all(torch.isfinite(bound).all() for bound in bounds):
-        raise ValueError(f"classifier has clip_values={classifier.clip_values}; needed are finite ones, the box")
-    return Interval(*(bound.double().cpu().expand(shape) for bound in bounds))
-
-
-def _balls(centres: Tensor, radii: Tensor, r: float, box: Interval) -> Ball:
-    return Ball(centres, radii, r, Interval(*(bound.expand_as(centres) for bound in box)))
-
-
-def _size(extent: Tensor, r: float) -> Tensor:
-    """Return a radius that reaches all of a box of this extent."""
-    size: Tensor = torch.linalg.vector_norm(extent.flatten(), r) * (1 + 1e-9)
-    return size
-
-
 def _rings(eps: float, size: float) -> Tensor:
     """Return the radii at which losses are bounded, eps and the size of the box among them."""
     count = min(RINGS, max(0, math.ceil(math.log2(size / (INNERMOST * eps))))) if eps > 0 else 0
     return torch.tensor([*(INNERMOST * eps * 2.0**k for k in range(count)), size], dtype=torch.float64)
-
-
-def _numbers(name: str, values: Any, count: int) -> Tensor:
-    """Read a number >= 0, or one a sample; inf is one."""
-    if np.ndim(values) == 0:
-        return torch.full((count,), _checks.real(name, values, 0.0, infinite=True), dtype=torch.float64)
-    radii = _bridge.as_numbers(values, name).double().cpu()
-    if radii.shape != (count,) or not (radii >= 0).all():
-        raise ValueError(f"{name} is {values!r}; allowed is a number >= 0, or {count} of them")
-    return radii

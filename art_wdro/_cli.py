@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,81 +16,32 @@ import numpy as np
 import torch
 from art.exceptions import EstimatorError
 
-import art_wdro
-from art_wdro._data import Split, draw, load_data
+from art_wdro._cli_options import (
+    PATH,
+    PLACES,
+    SHARED,
+    TRAINING,
+    Number,
+    check_figure,
+    read_classifier,
+    read_data,
+    writable,
+)
+from art_wdro._data import Split, draw
 from art_wdro._evaluation import evaluate as run_evaluation
-from art_wdro._experiments import Laboratory, Protocol
-from art_wdro._files import check_target, write_atomically, write_text
+from art_wdro._experiments import Laboratory
+from art_wdro._files import write_atomically, write_text
 from art_wdro._fine_tuner import ON_NONFINITE
-from art_wdro._models import load_classifier
+from art_wdro._protocol import Protocol
 from art_wdro._report import Row
 from art_wdro._reproduce import TARGETS, Reproduction
 from art_wdro._starts import perturb_weights, reinitialise_last_layer
 from art_wdro._trainer import UPSILON_ESTIMATES, DistributionalTRADESTrainer
-from art_wdro._training import CONSISTENCIES
-
-Command = Callable[..., None]
-
-
-class Number(click.ParamType):  # type: ignore[type-arg]
-    """A number, a fraction such as 8/255, or inf."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read the number."""
-        try:
-            above, _, below = str(value).partition("/")
-            return float(above) / float(below or 1)
-        except (ValueError, ZeroDivisionError):
-            self.fail(f"{value!r} is no number; allowed are numbers, fractions such as 8/255, and inf", param, ctx)
-
-
-PATH = click.Path(path_type=Path, dir_okay=False)
-
-
-def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def add(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-PLACES = _options(
-    click.option("--model-dir", default="models", show_default=True, help="Where RobustBench keeps checkpoints."),
-    click.option("--data-dir", default="data", show_default=True, help="Where torchvision finds data sets."),
-    click.option("--download", is_flag=True, help="Let torchvision fetch the data set."),
-    click.option("--eps", type=Number(), default="8/255", show_default=True, help="Budget, for inputs in [0, 1]."),
-    click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed."),
-    click.option("--device", help="A torch device; by default CUDA where it is."),
-    click.option("--json", "json_file", type=PATH, help="File for the figures, kept up to date as they come."),
-)
-SHARED = _options(
-    click.option("--model", required=True, help="TorchScript or .pt2 file, module:function, or robustbench:NAME."),
-    click.option("--weights", type=PATH, help="State dict for the network."),
-    click.option("--dataset", default="cifar10", show_default=True, help="RobustBench's data set."),
-    click.option("--threat-model", default="Linf", show_default=True, help="RobustBench's threat model."),
-    click.option("--data", required=True, help="File .npz with x and y, torchvision:NAME, or a folder of images."),
-    click.option("--image-size", type=click.IntRange(1), help="Resize and crop the images of a folder."),
-    click.option("--samples", type=click.IntRange(1), help="Use a random subset."),
-    click.option("--p", type=Number(), default=2, show_default=True, help="Order of the Wasserstein distance."),
-    click.option("--norm", type=Number(), default="inf", show_default=True, help="Ground norm: 1, 2 or inf."),
-    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True),
-    PLACES,
-)
-TRAINING = _options(
-    click.option("--epochs", type=click.IntRange(0), default=20, show_default=True),
-    click.option("--beta", type=Number(), default=6, show_default=True, help="Weight of the consistency term."),
-    click.option("--gamma", type=Number(), default=0, show_default=True, help="Weight of the pointwise term."),
-    click.option("--consistency", type=click.Choice(list(CONSISTENCIES)), default="kl", show_default=True),
-    click.option("--max-iter", type=click.IntRange(1), default=20, show_default=True, help="Steps of the attack."),
-)
+from art_wdro._version import __version__
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(art_wdro.__version__, prog_name="art-wdro")
+@click.version_option(__version__, prog_name="art-wdro")
 def cli() -> None:
     """Distributional (Wasserstein) robustness: evaluate and fine-tune PyTorch classifiers."""
 
@@ -114,13 +65,13 @@ def evaluate(
     **arguments: Any,
 ) -> None:
     """Evaluate a network: clean, W_inf, and W_p by W-PGD and the knapsack."""
-    files = _targets(json=json_file, markdown=markdown_file, figure=figure_file, arrays=arrays_file)
+    files = writable(json=json_file, markdown=markdown_file, figure=figure_file, arrays=arrays_file)
     if figure_file is not None:
-        _check_figure(figure_file)
-    whole = _data(arguments)
+        check_figure(figure_file)
+    whole = read_data(arguments)
     indices = draw(len(whole.x), arguments["samples"], arguments["seed"])
     data = whole.choose(indices)
-    classifier = _classifier(arguments, data)
+    classifier = read_classifier(arguments, data)
     setting = {key: str(arguments[key]) for key in ("model", "data", "p", "norm", "eps", "seed")}
     rows: list[dict[str, Any]] = []
     arrays: dict[str, Any] = {"x": data.x, "y": data.y, "indices": indices}
@@ -183,13 +134,13 @@ def finetune(
     **arguments: Any,
 ) -> None:
     """Fine-tune a network against a distributional threat; the best epoch so far is always on disk."""
-    files = _targets(json=json_file, out=out, checkpoint=checkpoint)
-    data = _data(arguments, train=True)
+    files = writable(json=json_file, out=out, checkpoint=checkpoint)
+    data = read_data(arguments, train=True)
     data = data.choose(np.random.default_rng(arguments["seed"]).permutation(len(data.x))[: arguments["samples"]])
     if validation >= len(data.x):
         raise ValueError(f"validation is {validation}; allowed is less than the {len(data.x)} samples")
     held, train = Split(data.x[:validation], data.y[:validation]), Split(data.x[validation:], data.y[validation:])
-    classifier = _classifier(arguments, data, learning_rate=learning_rate)
+    classifier = read_classifier(arguments, data, learning_rate=learning_rate)
     torch.manual_seed(arguments["seed"])
     if start == "perturb":
         perturb_weights(classifier, seed=arguments["seed"])
@@ -262,9 +213,9 @@ def reproduce(
     targets = TARGETS if everything else targets
     if not targets:
         raise click.UsageError(f"no target; allowed are {', '.join(TARGETS)} and --all")
-    files = _targets(json=json_file, out=out / f"{targets[0]}.json")
+    files = writable(json=json_file, out=out / f"{targets[0]}.json")
     if any(target.startswith("fig") for target in targets):
-        _check_figure(Path("figure.png"))
+        check_figure(Path("figure.png"))
     places = {name: arguments.pop(name) for name in ("data_dir", "download", "model_dir", "device", "keep_weights")}
     trainer = {name: arguments.pop(name) for name in ("gamma", "consistency", "on_nonfinite")}
     laboratory = Laboratory(Protocol(**arguments, trainer=trainer), out, **places)
@@ -287,34 +238,6 @@ def demo(arguments: tuple[str, ...]) -> None:
     except ImportError as error:
         raise ImportError(f"the demo needs more packages ({error}): pip install 'art-wdro[demo]'") from error
     run_demo(list(arguments), prog="art-wdro demo")
-
-
-def _data(arguments: dict[str, Any], train: bool = False) -> Split:
-    keys = ("data_dir", "download", "image_size")
-    return load_data(arguments["data"], train, *(arguments[key] for key in keys))
-
-
-def _classifier(arguments: dict[str, Any], data: Split, **more: Any) -> Any:
-    keys = ("weights", "device", "model_dir", "dataset", "threat_model")
-    return load_classifier(arguments["model"], data.x.shape[1:], **{key: arguments[key] for key in keys}, **more)
-
-
-def _targets(**files: Path | None) -> list[Path]:
-    """Check that all files can be written, before any work is done for them."""
-    given = {name: path for name, path in files.items() if path is not None}
-    for name, path in given.items():
-        check_target(path, name)
-    return list(given.values())
-
-
-def _check_figure(path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("figure needs matplotlib: pip install 'art-wdro[plots]'") from None
-    endings = Figure().canvas.get_supported_filetypes()
-    if path.suffix and path.suffix[1:] not in endings:
-        raise ValueError(f"figure is '{path}'; allowed endings are {', '.join('.' + ending for ending in endings)}")
 
 
 @contextmanager

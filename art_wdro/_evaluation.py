@@ -17,9 +17,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from art_wdro import _bridge, _checks
+from art_wdro import _bridge, _checks, _inputs
 from art_wdro._attacks import WassersteinPGD
-from art_wdro._certificates import certified_radii, why_uncertified
+from art_wdro._certificates import certified_radii
+from art_wdro._certified_problem import why_uncertified
 from art_wdro._coupling import all_rows, average, count, everywhere, is_first, total
 from art_wdro._distributional_attack import WassersteinDistributionalAttack
 from art_wdro._geometry import displace, project_on_balls
@@ -81,7 +82,7 @@ def evaluate(
     _bridge.require_pytorch(evaluate, classifier)
     p, r = _checks.order(p), _checks.ground_norm(norm)
     eps = _checks.real("eps", eps, 0.0)
-    inputs, labels = _bridge.labelled_data(classifier, x, y)
+    inputs, labels = _inputs.labelled_data(classifier, x, y)
     certified = None if certified is None else _checks.flag("certified", certified)
     reason = why_uncertified(classifier, count(len(inputs)), certified)
     threat: dict[str, Any] = {"norm": r, "eps": eps, "batch_size": batch_size, "verbose": False}

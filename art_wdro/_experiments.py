@@ -1,22 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Experiments of the training paper in cells: one network, one configuration, one seed; each is kept on disk.
-
-Source: Bai, He, Jiang, Obloj, Wasserstein distributional adversarial training for deep neural networks, 2025,
-arXiv:2502.09352, sections 6 and 7.
-"""
+"""Experiments of the training paper in cells: one network, one configuration, one seed; each is kept on disk."""
 
 from __future__ import annotations
 
 import json
-import math
-import platform
-import re
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +15,13 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-import art_wdro
-from art_wdro._attacks import WassersteinPGD
-from art_wdro._data import Split, load_data
+from art_wdro._data import Split
 from art_wdro._evaluation import check_autoattack, evaluate
 from art_wdro._files import write_atomically, write_text
+from art_wdro._machine import machine
 from art_wdro._metrics import adversarial_accuracy, sensitivity
 from art_wdro._models import load_classifier
+from art_wdro._protocol import Cell, Images, PaperTrainer, Protocol, paper_attack, paper_figures
 from art_wdro._starts import perturb_weights, reinitialise_last_layer
 from art_wdro._trainer import DistributionalTRADESTrainer
 from art_wdro._training import batch_budget
@@ -38,73 +29,6 @@ from art_wdro._training import batch_budget
 Result = dict[str, Any]
 TRAINED = ("after", "curves")
 """Kinds of cells that train."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What the cells of one run share; the defaults are the paper's.
-
-    :param data: Training images, as for `load_data`.
-    :param test_data: Test images where `data` is a file or folder; None holds out a sixth of it.
-    :param train_samples: Images to train on, after a split by seed.
-    :param validation_samples: Further training images, to select the epoch on.
-    :param test_samples: Test images to use, a random part; None takes all.
-    :param strong_samples: Test images for the strongest W-PGD, the knapsack and AutoAttack; 0 leaves them out.
-    :param autoattack: Whether AutoAttack is among them; None takes it where it is installed.
-    :param trainer: Further parameters of :class:`DistributionalTRADESTrainer`, other than the paper's.
-    """
-
-    data: str = "torchvision:CIFAR10"
-    test_data: str | None = None
-    train_samples: int = 40000
-    validation_samples: int = 10000
-    test_samples: int | None = None
-    strong_samples: int = 0
-    autoattack: bool | None = None
-    eps: float = 8 / 255
-    beta: float = 6.0
-    max_iter: int = 20
-    epochs: int = 20
-    batch_size: int = 512
-    upsilon: str = "resample"
-    noise: float = 0.01
-    trainer: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One experiment.
-
-    :param kind: "before": the network as it comes; "budget": its minibatches attacked with their own budgets;
-        "upsilon": Upsilon from samples of the training set; "after": the network fine-tuned; "curves": the same, with
-        figures after every epoch.
-    :param network: What `load_classifier` takes, or a name in RobustBench's zoo.
-    :param seed: Seed of the split, the start and the training.
-    :param start: "whole": all weights perturbed; "last-layer": the last layer drawn anew and trained alone; "none".
-    :param tau: Learning rate.
-    :param eta: Update rate of Upsilon.
-    """
-
-    kind: str
-    network: str
-    seed: int = 0
-    start: str | None = None
-    tau: float | None = None
-    eta: float | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the cell's files."""
-        parts = [self.kind, self.network, self.start, self.tau and f"tau{self.tau:g}", self.eta and f"eta{self.eta:g}"]
-        return re.sub(r"[^\w.]+", "-", "-".join([str(part) for part in parts if part] + [f"seed{self.seed}"]))
-
-
-class PaperTrainer(DistributionalTRADESTrainer):
-    """The trainer, its epochs measured and selected under the attacks of the paper's tables."""
-
-    def _validate(self, data: Any) -> dict[str, float | None]:
-        found = {} if data is None else paper_figures(self._classifier, Split(*data), self._eps)
-        return {f"{key}_accuracy": found.get(key) for key in ("clean", "winf", "wp")}
 
 
 class Laboratory:
@@ -136,9 +60,9 @@ class Laboratory:
         :param verbose: Show the progress of each training.
         """
         self.protocol, self._folder = protocol, folder
-        self._data_dir, self._download, self._model_dir, self._device = data_dir, download, model_dir, device
+        self.images = Images(protocol, data_dir, download)
+        self._model_dir, self._device = model_dir, device
         self._keep_weights, self._verbose = keep_weights, verbose
-        self._split: tuple[int, Split, Split] | None = None
 
     def check(self, cell: Cell) -> None:
         """Refuse what a cell would refuse, before any is run: data, network, device and settings.
@@ -146,7 +70,7 @@ class Laboratory:
         :raises ValueError: If something does not fit.
         :raises ImportError: If AutoAttack is wanted and not installed.
         """
-        parts = (*self._train(cell.seed), self._test)
+        parts = (*self.images.train(cell.seed), self.images.test)
         if not all(len(part.x) for part in parts):
             counts = ", ".join(str(len(part.x)) for part in parts)
             raise ValueError(f"data is {self.protocol.data!r}: {counts} training, validation and test images are left")
@@ -179,15 +103,15 @@ class Laboratory:
                 self._checkpoint(cell).unlink(missing_ok=True)  # of a training that nothing is known of
                 progress = {"seconds": 0.0, "epochs": []}
                 self._write(cell, progress, "progress.json")
-            machine, started = _machine(self._device), time.perf_counter() - progress["seconds"]
+            used, started = machine(self._device), time.perf_counter() - progress["seconds"]
             try:
                 gave = runs[cell.kind](cell, progress)
             except FloatingPointError as error:
                 gave = {"failed": str(error)}
             seconds = time.perf_counter() - started
-            counts = [len(part.x) for part in (*self._train(cell.seed), self._test)]
+            counts = [len(part.x) for part in (*self.images.train(cell.seed), self.images.test)]
             counted = dict(zip(("train", "validation", "test"), counts, strict=True))
-            self._write(cell, {"images": counted, "seconds": seconds, "machine": machine, **gave}, "json")
+            self._write(cell, {"images": counted, "seconds": seconds, "machine": used, **gave}, "json")
             found = self._read(cell, "json")
             assert found is not None
         for file in (self._file(cell, "progress.json"), self._checkpoint(cell)):
@@ -196,12 +120,12 @@ class Laboratory:
 
     def _before(self, cell: Cell, _: Result) -> Result:
         classifier = self._load(cell)
-        return {"test": self._figures(classifier, self._test), "strong": self._strong_figures(classifier)}
+        return {"test": self._figures(classifier, self.images.test), "strong": self._strong_figures(classifier)}
 
     def _budget(self, cell: Cell, _: Result) -> Result:
         """Attack the training images in minibatches, each with its share of the budget."""
         classifier, setting = self._load(cell), self.protocol
-        train, _validation = self._train(cell.seed)
+        train, _validation = self.images.train(cell.seed)
         rows = np.random.default_rng(cell.seed).permutation(len(train.x))
         whole = torch.tensor(sensitivity(classifier, *train.choose(rows[: _tenth(train)])))
         correct = 0.0
@@ -215,7 +139,7 @@ class Laboratory:
     def _upsilon(self, cell: Cell, _: Result) -> Result:
         """Estimate Upsilon from ten samples of a tenth of the training set, and from the whole."""
         classifier = self._load(cell)
-        train, _validation = self._train(cell.seed)
+        train, _validation = self.images.train(cell.seed)
         generator = np.random.default_rng(cell.seed)
         drawn = [generator.permutation(len(train.x))[: _tenth(train)] for _ in range(10)]
         samples = [sensitivity(classifier, *train.choose(rows)) for rows in drawn]
@@ -234,8 +158,11 @@ class Laboratory:
             fit(len(epochs) + 1)
             best = {name: value.clone() for name, value in model.state_dict().items()}
             model.load_state_dict(trainer.final_state)
-            figures = {**self._figures(classifier, self._test), "upsilon": sensitivity(classifier, *self._test)}
-            train_upsilon = sensitivity(classifier, *self._train(cell.seed)[0])
+            figures = {
+                **self._figures(classifier, self.images.test),
+                "upsilon": sensitivity(classifier, *self.images.test),
+            }
+            train_upsilon = sensitivity(classifier, *self.images.train(cell.seed)[0])
             epochs.append({"test": figures, "train_upsilon": train_upsilon})
             model.load_state_dict(best)
             self._write(cell, progress, "progress.json")
@@ -254,7 +181,7 @@ class Laboratory:
         if cell.start == "last-layer":
             reinitialise_last_layer(classifier, cell.seed)
         trainer = self._trainer(classifier, cell)
-        train, validation = self._train(cell.seed)
+        train, validation = self.images.train(cell.seed)
         started = time.perf_counter() - progress["seconds"]
 
         def keep(_: Result, __: bool) -> None:
@@ -292,7 +219,7 @@ class Laboratory:
             state = classifier.model.state_dict()
             write_atomically(self._file(cell, "pt"), lambda path: torch.save(state, path))
         return {
-            "test": self._figures(classifier, self._test),
+            "test": self._figures(classifier, self.images.test),
             "strong": self._strong_figures(classifier),
             "best_epoch": trainer.best_epoch,
             "history": trainer.history,
@@ -306,7 +233,7 @@ class Laboratory:
         setting = self.protocol
         if setting.strong_samples == 0:
             return None
-        x, y = self._test.x[: setting.strong_samples], self._test.y[: setting.strong_samples]
+        x, y = self.images.test.x[: setting.strong_samples], self.images.test.y[: setting.strong_samples]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the report holds them
             report = evaluate(
@@ -318,7 +245,7 @@ class Laboratory:
         source = cell.network if ":" in cell.network or "." in cell.network else f"robustbench:{cell.network}"
         return load_classifier(
             source,
-            self._test.x.shape[1:],
+            self.images.test.x.shape[1:],
             device=self._device,
             learning_rate=cell.tau or 0.01,
             model_dir=self._model_dir,
@@ -356,56 +283,6 @@ class Laboratory:
                 )
         return kept
 
-    @cached_property
-    def _parts(self) -> tuple[Split, Split]:
-        setting = self.protocol
-        whole = load_data(setting.data, True, self._data_dir, self._download)
-        if setting.test_data is not None or setting.data.startswith("torchvision:"):
-            return whole, load_data(setting.test_data or setting.data, False, self._data_dir, self._download)
-        rows = np.random.default_rng(0).permutation(len(whole.x))
-        return whole.choose(rows[len(rows) // 6 :]), whole.choose(rows[: len(rows) // 6])
-
-    @cached_property
-    def _test(self) -> Split:
-        whole = self._parts[1]
-        return whole.choose(np.random.default_rng(0).permutation(len(whole.x))[: self.protocol.test_samples])
-
-    def _train(self, seed: int) -> tuple[Split, Split]:
-        """Return the images to train on, at most four fifths, and those to select the epoch on."""
-        if self._split is None or self._split[0] != seed:
-            setting, whole = self.protocol, self._parts[0]
-            rows = np.random.default_rng(seed).permutation(len(whole.x))
-            train, rest = np.split(rows, [min(setting.train_samples, len(rows) * 4 // 5)])
-            self._split = seed, whole.choose(train), whole.choose(rest[: setting.validation_samples])
-        return self._split[1:]
-
-
-def paper_attack(classifier: PyTorchClassifier, p: float, eps: float) -> WassersteinPGD:
-    """Return the attack of the paper's tables: 20 steps of eps / 20, cross-entropy for W_inf and ReDLR for W_2."""
-    loss, step = "ce" if math.isinf(p) else "redlr", eps / 20 if eps > 0 else None
-    return WassersteinPGD(classifier, p, eps=eps, eps_step=step, max_iter=20, loss=loss, batch_size=250, verbose=False)
-
-
-def paper_figures(classifier: PyTorchClassifier, data: Split, eps: float) -> dict[str, float]:
-    """Measure accuracy as the paper does: clean, under W_inf and under W_2."""
-    return {
-        "clean": adversarial_accuracy(classifier, *data, eps=0.0),
-        "winf": adversarial_accuracy(classifier, *data, paper_attack(classifier, math.inf, eps)),
-        "wp": adversarial_accuracy(classifier, *data, paper_attack(classifier, 2.0, eps)),
-    }
-
 
 def _tenth(data: Split) -> int:
     return max(1, len(data.x) // 10)
-
-
-def _machine(device: str | None) -> dict[str, Any]:
-    """Describe what a cell ran with."""
-    cuda = torch.cuda.is_available() and device != "cpu"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "art-wdro": art_wdro.__version__,
-        **{name: version(name) for name in ("torch", "numpy", "adversarial-robustness-toolbox")},
-        "date": time.strftime("%Y-%m-%d"),
-    }

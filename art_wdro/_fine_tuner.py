@@ -7,11 +7,8 @@ What a minibatch does, its attack and its loss, is the subclass's.
 from __future__ import annotations
 
 import abc
-import copy
 import gc
-import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,20 +20,19 @@ from art.data_generators import DataGenerator
 from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torch.utils.data import DataLoader, Dataset
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from art_wdro import _bridge, _checks
+from art_wdro import _bridge, _checks, _inputs
 from art_wdro import _checkpoint as checkpoints
-from art_wdro._attacks import WassersteinPGD
-from art_wdro._checkpoint import described, fingerprint, random_state, set_random_state
-from art_wdro._coupling import apart, everywhere, is_first, mine, rank, ranks, shards, together, total
+from art_wdro._checkpoint import described
+from art_wdro._coupling import apart, everywhere, is_first, shards, together
 from art_wdro._datasets import as_arrays
-from art_wdro._metrics import adversarial_accuracy
 from art_wdro._minibatches import Batch, Generated, Minibatches, Shuffled
 from art_wdro._replica import replicated, synchronised_norms
+from art_wdro._training_run import Run, check_ranks
 from art_wdro._update import Outer, update
+from art_wdro._validation import check_validation, validation_accuracies
 
 ON_NONFINITE = ("raise", "skip")
 PARTS = {"network", "optimiser", "scheduler", "progress", "history", "best_epoch", "best", "order", "random"}
@@ -151,8 +147,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         drop_last = _checks.flag("drop_last", drop_last)
         with together():
             x, y = as_arrays(x, y)
-            inputs = _bridge.as_inputs(self._classifier, x)
-            labels = _bridge.as_labels(self._classifier, y, len(inputs)).to(inputs.device)
+            inputs = _inputs.as_inputs(self._classifier, x)
+            labels = _inputs.as_labels(self._classifier, y, len(inputs)).to(inputs.device)
         minibatches = Shuffled(inputs, labels, batch_size, drop_last, _checks.seed(self._seed))
         self._train(minibatches, nb_epochs, scheduler, validation_data, on_epoch, checkpoint)
 
@@ -202,16 +198,17 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         if scheduler is not None and not isinstance(scheduler, LRScheduler):
             raise TypeError(f"scheduler is {scheduler!r}; allowed is a learning rate scheduler of torch or None")
         file = None if checkpoint is None else _checks.file("checkpoint", checkpoint)
-        validation = None if validation_data is None else self._check_validation(validation_data)
+        validation = None if validation_data is None else check_validation(self._classifier, validation_data)
         self.history, self.best_epoch, self.final_state = [], None, None
         self._begin(minibatches.sample if minibatches.resamples else None)
         # what describes a run reads all of its data, so only who compares runs asks for it
         compared = file is not None or shards() is not None
-        settings = self._identity(minibatches, validation, scheduler) if compared else {}
+        run = Run(self._classifier, minibatches, scheduler)
+        settings = {**self._settings(), **run.identity(validation)} if compared else {}
         with together():
-            self._check_ranks(settings, file)
+            check_ranks(settings, file)
             saved = None if file is None else checkpoints.load(file, type(self).__name__, settings)
-        best = None if saved is None else self._restore(saved, minibatches, scheduler, nb_epochs)
+        best = None if saved is None else self._restore(saved, run, nb_epochs)
         done = len(self.history)
         with (
             torch.inference_mode(False),
@@ -226,30 +223,29 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             ) as progress,
         ):
             if saved is not None:
-                set_random_state(saved["random"][rank()], self._classifier.device)
+                run.set_random_state(saved)
             for number in range(done, nb_epochs):
-                record = self._train_epoch(number, minibatches.epoch(), progress)
-                record.update(self._validate(validation))
+                figures = run.epoch(number, self._step, progress)
+                record = {"epoch": number, **self._finish_epoch(), **figures, **self._validate(validation)}
                 self.history.append(record)
-                if scheduler is not None:
-                    _step_scheduler(scheduler, record)
+                run.schedule(record)
                 progress.set_postfix(
                     {k: f"{v:.3f}" for k in ("loss", "clean_accuracy", "wp_accuracy") if (v := record[k]) is not None}
                 )
                 is_best = validation is not None and self._is_best(record)
                 if is_best:
-                    self.best_epoch, best = number, self._state()
+                    self.best_epoch, best = number, run.weights()
                 if file is not None:
-                    self._save(file, settings, minibatches, scheduler, best)
+                    self._save(file, settings, run, best)
                 if on_epoch is not None and is_first():
                     with apart():
                         on_epoch(record, is_best)
                 everywhere(None)
         if nb_epochs > 0:
-            self.final_state = self._state()
+            self.final_state = run.weights()
             self.best_epoch = nb_epochs - 1 if best is None else self.best_epoch
         if best is not None:
-            _bridge.network(self._classifier).load_state_dict(best)
+            run.set_weights(best)
 
     @contextmanager
     def _replicas(self) -> Iterator[None]:
@@ -266,92 +262,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             if shards() is not None:
                 gc.collect()
 
-    def _train_epoch(self, number: int, batches: Iterator[Batch], progress: tqdm[Any]) -> dict[str, Any]:
-        started = time.perf_counter()
-        device = self._classifier.device
-        rate = _bridge.optimiser(self._classifier).param_groups[0]["lr"]
-        totals: dict[str, Tensor] = {}
-        count = 0
-        skipped = 0
-        for batch, (x, y) in enumerate(batches):
-            progress.update()
-            with _bridge.hint_at_memory("batch_size", len(x)):
-                figures = self._step(x.to(device), y.to(device), f"epoch {number}, batch {batch}")
-            if figures is None:
-                skipped += 1
-                continue
-            for name, figure in figures.items():
-                totals[name] = figure * len(x) + totals.get(name, 0.0)
-            count += len(x)
-        if count == 0:
-            raise FloatingPointError(f"no batch of epoch {number} has a finite loss and gradient")
-        *sums, whole = total(torch.stack([*(figure.double().cpu() for figure in totals.values()), torch.tensor(count)]))
-        return {
-            "epoch": number,
-            **self._finish_epoch(),
-            **{name: (figure / whole).item() for name, figure in zip(totals, sums, strict=True)},
-            "skipped_batches": skipped,
-            "learning_rate": float(rate),
-            "seconds": time.perf_counter() - started,
-        }
-
-    def _check_validation(self, data: tuple[Any, Any]) -> Batch:
-        data = as_arrays(data, None) if isinstance(data, (Dataset, DataLoader)) else data
-        if not isinstance(data, (tuple, list)) or len(data) != 2:
-            raise ValueError(f"validation_data is a {type(data).__name__}; allowed is a pair of inputs and labels")
-        x = _bridge.as_inputs(self._classifier, data[0], "validation_data[0]")
-        y = _bridge.as_labels(self._classifier, data[1], len(x), "validation_data[1]").to(x.device)
-        if shards() is None:
-            return x, y
-        rows = mine(torch.arange(len(x), device=x.device))
-        return x[rows], y[rows]
-
     def _validate(self, data: Batch | None) -> dict[str, float | None]:
-        """Measure clean, W_inf and W_p accuracy, with attacks stronger than the training's."""
-        if data is None:
-            return dict.fromkeys(("clean_accuracy", "winf_accuracy", "wp_accuracy"))
-        threat: dict[str, Any] = {"norm": self._norm, "eps": self._eps, "max_iter": self._max_iter, "verbose": False}
-        pointwise = WassersteinPGD(self._classifier, p=math.inf, loss="ce", **threat)
-        distributional = WassersteinPGD(self._classifier, p=self._p, **threat)
-        return {
-            "clean_accuracy": adversarial_accuracy(self._classifier, *data, eps=0.0),
-            "winf_accuracy": adversarial_accuracy(self._classifier, *data, pointwise),
-            "wp_accuracy": adversarial_accuracy(self._classifier, *data, distributional),
-        }
-
-    def _identity(
-        self, minibatches: Minibatches, validation: Batch | None, scheduler: LRScheduler | None
-    ) -> dict[str, Any]:
-        """Return what a checkpoint must have been made with for this run to go on from it."""
-        network, optimiser = _bridge.network(self._classifier), _bridge.optimiser(self._classifier)
-        # a scheduler may have changed the rate already, and notes the first one
-        groups = [
-            {k: v for k, v in ({**group, "lr": group.get("initial_lr", group["lr"])}).items() if k != "params"}
-            for group in optimiser.param_groups
-        ]
-        return {
-            **self._settings(),
-            **_bridge.identity(self._classifier),
-            "weights": [[k, list(v.shape)] for k, v in network.state_dict().items() if isinstance(v, Tensor)],
-            "trained": [name for name, weight in network.named_parameters() if weight.requires_grad],
-            "optimiser": [type(optimiser).__name__, repr(groups)],
-            "scheduler": None if scheduler is None else type(scheduler).__name__,
-            "data": minibatches.identity(),
-            "validation": None if validation is None else everywhere([len(validation[0]), fingerprint(*validation)]),
-            "ranks": ranks(),
-        }
-
-    def _check_ranks(self, settings: dict[str, Any], file: Path | None) -> None:
-        """Refuse ranks that would not train the same run."""
-        own = settings, file is not None and file.exists()
-        for number, other in enumerate(everywhere(own)):
-            differ = sorted(name for name in settings if other[0].get(name) != settings[name])
-            if differ:
-                raise ValueError(
-                    f"rank {number} differs in {', '.join(differ)}; all ranks must give fit the same arguments"
-                )
-            if other[1] != own[1]:
-                raise ValueError(f"checkpoint '{file}' is seen by some ranks only; give a path that all of them share")
+        threat = {"p": self._p, "norm": self._norm, "eps": self._eps}
+        return validation_accuracies(self._classifier, data, **threat, max_iter=self._max_iter)
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that two runs must share to be the same, as plain values."""
@@ -364,75 +277,27 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         own = ("eps", "p", "norm", "max_iter", "seed", "on_nonfinite", "sync_batch_norm")
         return {"attack": setting, "beta": self._beta, **{name: getattr(self, f"_{name}") for name in own}}
 
-    def _save(
-        self,
-        file: Path,
-        settings: dict[str, Any],
-        minibatches: Minibatches,
-        scheduler: LRScheduler | None,
-        best: dict[str, Any] | None,
-    ) -> None:
-        random = everywhere(random_state(self._classifier.device))
-        content = {
-            "network": self._state(),
-            "optimiser": _bridge.optimiser(self._classifier).state_dict(),
-            "scheduler": None if scheduler is None else scheduler.state_dict(),
-            "progress": self._progress(),
-            "history": self.history,
-            "best_epoch": self.best_epoch,
-            "best": best,
-            "order": minibatches.state(),
-            "random": random,
-        }
+    def _save(self, file: Path, settings: dict[str, Any], run: Run, best: dict[str, Any] | None) -> None:
+        own = {"progress": self._progress(), "history": self.history, "best_epoch": self.best_epoch, "best": best}
+        content = {**run.state(), **own}
         if is_first():
             checkpoints.save(file, type(self).__name__, settings, content)
         everywhere(None)  # nobody reads before it is there
 
-    def _restore(
-        self, saved: dict[str, Any], minibatches: Minibatches, scheduler: LRScheduler | None, nb_epochs: int
-    ) -> dict[str, Any] | None:
+    def _restore(self, saved: dict[str, Any], run: Run, nb_epochs: int) -> dict[str, Any] | None:
         """Take over a checkpoint, and return the weights of its best epoch, if it has one."""
         lacking = sorted(PARTS - saved.keys())
         if lacking:
             raise ValueError(f"checkpoint does not fit this run (it lacks {', '.join(lacking)}); give another path")
         if len(saved["history"]) > nb_epochs:
             raise ValueError(f"nb_epochs is {nb_epochs}; allowed is at least the checkpoint's {len(saved['history'])}")
-        network, optimiser = _bridge.network(self._classifier), _bridge.optimiser(self._classifier)
-        before = self._state(), copy.deepcopy(optimiser.state_dict())
-        schedule = None if scheduler is None else copy.deepcopy(scheduler.state_dict())
-        try:
-            network.load_state_dict(saved["network"])
-            optimiser.load_state_dict(saved["optimiser"])
-            if scheduler is not None:
-                scheduler.load_state_dict(saved["scheduler"])
-            self._resume(saved["progress"])
-            minibatches.set_state(saved["order"])
-            self.history, self.best_epoch = saved["history"], saved["best_epoch"]
-        except Exception as error:
-            network.load_state_dict(before[0])
-            optimiser.load_state_dict(before[1])
-            if scheduler is not None and schedule is not None:
-                scheduler.load_state_dict(schedule)
-            raise ValueError(f"checkpoint does not fit this run ({error}); give another path") from error
+        run.set_state(saved, lambda: self._resume(saved["progress"]))
+        self.history, self.best_epoch = saved["history"], saved["best_epoch"]
         best: dict[str, Any] | None = saved["best"]
         return best
 
     def _is_best(self, record: dict[str, Any]) -> bool:
         return all(record["wp_accuracy"] > earlier["wp_accuracy"] for earlier in self.history[:-1])
-
-    def _state(self) -> dict[str, Any]:
-        state = _bridge.network(self._classifier).state_dict()
-        return {
-            k: v.detach().to("cpu", copy=True) if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in state.items()
-        }
-
-
-def _step_scheduler(scheduler: LRScheduler, record: dict[str, Any]) -> None:
-    if not isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step()
-        return
-    accuracy = record["train_adversarial_accuracy"] if record["wp_accuracy"] is None else record["wp_accuracy"]
-    scheduler.step(accuracy if scheduler.mode == "max" else record["loss"])
 
 
 def _refuse_unknown(function: str, kwargs: dict[str, Any], allowed: str) -> None:

@@ -12,7 +12,7 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from art_wdro import _bridge, _checks
+from art_wdro import _bridge, _checks, _inputs
 from art_wdro._attack_base import WassersteinAttack
 from art_wdro._attacks import WassersteinFGM, WassersteinPGD
 from art_wdro._coupling import gathering, mean, shards, together
@@ -40,7 +40,7 @@ def wasserstein_distance(x: Any, x_adv: Any, p: float = 2, norm: float | str = n
     5.0
     """
     p, r = _checks.order(p, one=True), _checks.ground_norm(norm)
-    first, second = (_bridge.as_numbers(a, name).cpu() for a, name in ((x, "x"), (x_adv, "x_adv")))
+    first, second = (_inputs.as_numbers(a, name).cpu() for a, name in ((x, "x"), (x_adv, "x_adv")))
     if first.shape != second.shape:
         raise ValueError(f"x_adv has the shape {tuple(second.shape)} and x {tuple(first.shape)}; needed are equal ones")
     if first.dim() < 2 or (first.numel() == 0 and shards() is None):
@@ -100,8 +100,8 @@ def sensitivity(
     objective = _bridge.objective_of(classifier, loss)
     with together():
         x, y = as_arrays(x, y)
-        inputs = _bridge.as_inputs(classifier, x)
-        labels = None if y is None else _bridge.as_labels(classifier, y, len(inputs))
+        inputs = _inputs.as_inputs(classifier, x)
+        labels = None if y is None else _inputs.as_labels(classifier, y, len(inputs))
     with _bridge.undisturbed(classifier, batch_size):
         if labels is None:
             labels = _bridge.predicted_labels(classifier, inputs, batch_size)
@@ -158,7 +158,7 @@ def accuracy_bounds(
     """
     _bridge.require_pytorch(accuracy_bounds, classifier)
     loss = _checks.choice("loss", loss, ("redlr", "ce"))
-    inputs, labels = _bridge.labelled_data(classifier, x, y)
+    inputs, labels = _inputs.labelled_data(classifier, x, y)
     attack = WassersteinFGM(classifier, p, norm, eps, loss, batch_size=batch_size, verbose=False)
     adversarial = torch.from_numpy(attack.generate(inputs, labels))
     slope = sensitivity(classifier, inputs, labels, p, norm, loss, batch_size)
@@ -224,7 +224,7 @@ def adversarial_accuracy(
     :raises TypeError: If `attack` is no evasion attack.
     """
     _bridge.require_pytorch(adversarial_accuracy, classifier)
-    inputs, labels = _bridge.labelled_data(classifier, x, y)
+    inputs, labels = _inputs.labelled_data(classifier, x, y)
     if attack is None:
         attack = WassersteinPGD(
             classifier, p=p, norm=norm, eps=eps, max_iter=max_iter, batch_size=batch_size, verbose=verbose

@@ -13,7 +13,7 @@ from art.data_generators import DataGenerator, NumpyDataGenerator
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from art_wdro import _bridge
+from art_wdro import _inputs
 from art_wdro._checkpoint import fingerprint
 from art_wdro._coupling import agreed, mine, ranks
 from art_wdro._rows import Rows
@@ -127,8 +127,8 @@ class Generated(Minibatches):
         self._classifier, self._generator = classifier, generator
         self.resamples = isinstance(generator, NumpyDataGenerator)
         if self.resamples:
-            x = _bridge.as_inputs(classifier, generator.x, "generator.x")
-            y = _bridge.as_labels(classifier, generator.y, len(x), "generator.y")
+            x = _inputs.as_inputs(classifier, generator.x, "generator.x")
+            y = _inputs.as_labels(classifier, generator.y, len(x), "generator.y")
             self._whole = Shuffled(x, y, generator.batch_size, False, seed)
 
     def __len__(self) -> int:
@@ -139,8 +139,8 @@ class Generated(Minibatches):
         """Yield as many batches as the generator's size says."""
         for _ in range(len(self)):
             x, y = self._generator.get_batch()
-            inputs = _bridge.as_inputs(self._classifier, x, "generator's x")
-            yield inputs, _bridge.as_labels(self._classifier, y, len(inputs), "generator's y")
+            inputs = _inputs.as_inputs(self._classifier, x, "generator's x")
+            yield inputs, _inputs.as_labels(self._classifier, y, len(inputs), "generator's y")
 
     def sample(self, fraction: float) -> Iterator[Batch]:
         """Yield a fresh share of the generator's data set, in batches."""

@@ -14,7 +14,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_wdro import _bridge
+from art_wdro import _classifiers
 from art_wdro._robustbench import SHAPES, zoo_network
 
 
@@ -59,7 +59,7 @@ def load_classifier(
         )
     if weights is not None:
         _load_weights(model, weights)
-    return _bridge.as_classifier(model, shape, _count_classes(model, shape), device, learning_rate)
+    return _classifiers.as_classifier(model, shape, _count_classes(model, shape), device, learning_rate)
 
 
 class _Exported(nn.Module):
@@ -100,7 +100,7 @@ def _load_program(path: Path, device: str | None) -> Any:
             program = torch.export.load(path)
     except Exception as error:
         raise ValueError(f"model is '{path}', which is no file of torch.export: {_short(error)}") from error
-    wanted = _bridge.resolve_device(device)
+    wanted = _classifiers.resolve_device(device)
     if wanted.type != "cpu":  # its tensors are out of reach of Module.to
         from torch.export.passes import move_to_device_pass
 

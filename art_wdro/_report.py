@@ -139,11 +139,7 @@ class Report:
         :param orders: Further orders to draw.
         :raises ImportError: If matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise ImportError("a figure needs matplotlib: pip install 'art-wdro[plots]'") from None
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = empty_figure()
         axes = figure.subplots()
         finite = self.distances[np.isfinite(self.distances)]
         budgets = np.linspace(0, max(2 * self.eps, float(np.quantile(finite, 0.9)) if len(finite) else 0.0), 200)
@@ -196,6 +192,18 @@ class Report:
 def markdown_lines(head: list[str], body: list[list[str]]) -> list[str]:
     """Return the lines of a table in Markdown."""
     return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
+
+
+def empty_figure() -> Any:
+    """Return a figure of matplotlib to draw on.
+
+    :raises ImportError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("a figure needs matplotlib: pip install 'art-wdro[plots]'") from None
+    return Figure(figsize=(6, 4), layout="constrained")
 
 
 def _plain(value: Any) -> Any:

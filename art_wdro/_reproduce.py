@@ -18,10 +18,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from art_wdro._experiments import TRAINED, Cell, Laboratory, Protocol, Result
+from art_wdro._experiments import TRAINED, Laboratory, Result
 from art_wdro._files import write_atomically, write_text
+from art_wdro._protocol import Cell, Protocol
 from art_wdro._published import BEFORE, BEST, BUDGET, CONFIGURATIONS, GRIDS, NETWORKS, ZHANG
-from art_wdro._report import markdown_lines
+from art_wdro._report import empty_figure, markdown_lines
 from art_wdro._trainer import DistributionalTRADESTrainer
 
 LABELS = {"clean": "clean", "budget": "W_2, a budget each minibatch", "winf": "W_inf", "wp": "W_2"}
@@ -206,9 +207,7 @@ class Reproduction:
         return {"test": list(_percent(test)), other: list(_percent(second))}
 
     def _draw(self, target: str, numbers: dict[str, Any], path: Path) -> None:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = empty_figure()
         axes = figure.subplots()
         if target == "fig7.1":
             for place, (network, found) in enumerate(numbers.items()):

@@ -18,7 +18,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_wdro import _bridge, _checks
+from art_wdro import _checks, _classifiers
 
 SHAPES = {"cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100), "imagenet": ((3, 224, 224), 1000)}
 """Input shape and number of classes, by data set."""
@@ -49,7 +49,7 @@ def load_robustbench(
     :raises ValueError: If there is no such network.
     """
     model = zoo_network(name, dataset, threat_model, model_dir)
-    return _bridge.as_classifier(model, *SHAPES[dataset], device)
+    return _classifiers.as_classifier(model, *SHAPES[dataset], device)
 
 
 def zoo_network(name: str, dataset: str, threat_model: str, model_dir: str | Path) -> nn.Module:

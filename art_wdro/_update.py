@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -46,11 +47,11 @@ def update(
     try:
         with torch.enable_grad():
             clean, *others = forward(*batches)
-            clean_loss = _bridge.training_loss(classifier)(clean, y)
+            clean_loss = training_loss(classifier)(clean, y)
             loss, figures = outer(clean, *others)
             optimiser.zero_grad()
             # the replicas' gradients are averaged, whatever share of the minibatch, and of the weights, each has
-            weighed = _bridge.weight_of(classifier, y)
+            weighed = weight_of(classifier, y)
             share = weighed / total(weighed[None])[0]
             (ranks() * (share * clean_loss + len(y) / count(len(y)) * loss)).backward()
             loss = clean_loss.detach() + loss.detach()
@@ -72,6 +73,27 @@ def update(
     accuracy = (clean.argmax(1) == y).double().mean()
     figures = {"loss": loss, "clean_loss": clean_loss, **figures, "train_clean_accuracy": accuracy}
     return {name: figure.detach() for name, figure in figures.items()}
+
+
+def training_loss(classifier: PyTorchClassifier) -> nn.CrossEntropyLoss:
+    """Return the cross-entropy that a trainer descends.
+
+    The classifier's own one, with its class weights and label smoothing, if it has one; a plain one if
+    its loss is something else, such as a loss set for attacking.
+    """
+    own = classifier.loss
+    if not isinstance(own, nn.CrossEntropyLoss):
+        return nn.CrossEntropyLoss()
+    own = copy.copy(own)
+    own.reduction = "mean"
+    return own
+
+
+def weight_of(classifier: PyTorchClassifier, y: Tensor) -> Tensor:
+    """Return what the mean of :func:`training_loss` divides by: how many labels count, each with its class's weight."""
+    own = training_loss(classifier)
+    weights = torch.ones_like(y, dtype=torch.float32) if own.weight is None else own.weight[y]
+    return (weights * (y != own.ignore_index)).sum()
 
 
 def _is_finite(loss: Tensor, model: nn.Module) -> bool:

@@ -24,11 +24,12 @@ from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_p
 )
 from art.estimators.classification import PyTorchClassifier
 from networks import SETTINGS, load, robust_network
-from timing import compared, interleaved, keep, machine
+from timing import compared, interleaved, keep
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinPGD
+from art_wdro._machine import machine
 
 
 def bare_loop(

@@ -19,8 +19,8 @@ from networks import load
 from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinPGD, lipschitz_certificate, loss_certificate, sensitivity
-from art_wdro._bridge import as_classifier
 from art_wdro._certified import class_pairs
+from art_wdro._classifiers import as_classifier
 from art_wdro._intervals import Interval
 from art_wdro._jacobian_bounds import propagate
 from art_wdro._norm_bounds import JacobianNorms

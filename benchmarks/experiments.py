@@ -26,7 +26,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from art_wdro._experiments import Cell, Laboratory, PaperTrainer, Protocol
+from art_wdro._experiments import Laboratory
+from art_wdro._protocol import Cell, PaperTrainer, Protocol
 from art_wdro._reproduce import Reproduction
 
 SEEDS = (0, 1, 2)

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from attack_speed import bare_loop
-from timing import keep, machine
+from timing import keep
 from torch import nn
 
 from art_wdro import WassersteinPGD
+from art_wdro._machine import machine
 
 CELLS = [(count, 32) for count in (1000, 4000, 16000, 64000)] + [(1000, side) for side in (64, 112, 160, 224)]
 STEPS = 5

@@ -20,10 +20,11 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from least_distances import Counted, methods, scored
 from networks import SETTINGS, load, robust_network
-from timing import interleaved, keep, machine, ratio
+from timing import interleaved, keep, ratio
 from torch import nn
 
 from art_wdro import WassersteinKnapsack
+from art_wdro._machine import machine
 
 LADDER = (5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 200, 300)
 EQUAL = 1.001

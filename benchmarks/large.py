@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from timing import keep, machine
+from timing import keep
 from torch import nn
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinPGD, sensitivity, wasserstein_distance
+from art_wdro._machine import machine
 
 
 def resident() -> int:

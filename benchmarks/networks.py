@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from art_wdro import adversarial_accuracy
+from art_wdro._data import Split
 
 KEPT = Path(__file__).parent.parent / "runs" / "networks"
 
@@ -43,13 +44,6 @@ SETTINGS = {
     "fashion-mnist": Setting(0.1, 20000, 6, 7),
     "cifar10": Setting(8 / 255, 25000, 14, None),
 }
-
-
-class Split(NamedTuple):
-    """Images (N, C, H, W) in [0, 1] and class indices (N,)."""
-
-    x: np.ndarray
-    y: np.ndarray
 
 
 class Block(nn.Module):
@@ -112,10 +106,11 @@ def small_cnn(channels: int, classes: int, side: int) -> nn.Module:
     )
 
 
-def read_bytes(file: str, header: int) -> np.ndarray:
-    """Read a gzipped file of MNIST's format."""
-    with gzip.open(file) as stream:
-        return np.frombuffer(stream.read(), np.uint8, offset=header)
+def read_idx(path: Path) -> np.ndarray:
+    """Read a gzipped file of bytes in MNIST's format, IDX."""
+    raw = gzip.decompress(path.read_bytes())
+    shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 
 def load(name: str, directory: Path | None, train: bool) -> Split:
@@ -132,9 +127,9 @@ def load(name: str, directory: Path | None, train: bool) -> Split:
         with np.load(file) as data:
             x, y = data["x"], data["y"]
     else:
-        stem = str(directory / ("train" if train else "t10k"))
-        x = read_bytes(f"{stem}-images-idx3-ubyte.gz", header=16).reshape(-1, 28, 28)
-        y = read_bytes(f"{stem}-labels-idx1-ubyte.gz", header=8)
+        stem = "train" if train else "t10k"
+        x = read_idx(directory / f"{stem}-images-idx3-ubyte.gz")
+        y = read_idx(directory / f"{stem}-labels-idx1-ubyte.gz")
     order = np.random.default_rng(0).permutation(len(x))
     x = x[order][:, None] if x.ndim == 3 else x[order].transpose(0, 3, 1, 2)
     return Split(np.ascontiguousarray(x, dtype=np.float32) / 255, y[order].astype(int))

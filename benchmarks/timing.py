@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""What the benchmarks of speed share: interleaved timing, ratios, and the machine they ran on."""
+"""What the benchmarks of speed share: interleaved timing, ratios, and a file of figures beside the machine."""
 
 from __future__ import annotations
 
-import datetime
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import art
 import torch
+
+from art_wdro._machine import machine
 
 
 def interleaved(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -49,21 +48,6 @@ def compared(times: dict[str, list[float]], label: str, **ratios: tuple[str, boo
             row[key] = ratio(times, other, name) if inverse else ratio(times, name, other)
         rows.append(row)
     return rows
-
-
-def machine() -> dict[str, Any]:
-    """Describe what the figures were measured with."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
-    return {
-        "processor": ", ".join(sorted(names)) or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "art": art.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
 
 
 def keep(file: Path | None, setting: dict[str, Any], **results: Any) -> None:

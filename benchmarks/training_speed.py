@@ -22,12 +22,13 @@ import torch
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 from networks import SETTINGS, load, robust_network
-from timing import compared, interleaved, keep, machine
+from timing import compared, interleaved, keep
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from art_wdro import DistributionalTRADESTrainer
 from art_wdro._losses import redlr
+from art_wdro._machine import machine
 from art_wdro._training import kl_consistency
 
 

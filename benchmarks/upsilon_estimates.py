@@ -13,10 +13,8 @@ Fashion-MNIST is read from the four IDX files of Debian's package dataset-fashio
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
-import platform
 import sys
 import time
 import warnings
@@ -25,16 +23,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import art
 import numpy as np
-import sklearn
 import torch
 from art.estimators.classification import PyTorchClassifier
+from networks import read_idx
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import art_wdro
 from art_wdro import (
     DistributionalTRADESTrainer,
     adversarial_accuracy,
@@ -43,6 +39,7 @@ from art_wdro import (
     sensitivity,
 )
 from art_wdro._geometry import dual_norms, power_mean
+from art_wdro._machine import machine
 from art_wdro._training import RunningUpsilon
 
 FRACTIONS = (0.05, 0.1, 0.2)
@@ -103,13 +100,6 @@ def quick(case: Case) -> Case:
 
 
 # Data and networks
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of bytes, gzipped."""
-    raw = gzip.decompress(path.read_bytes())
-    shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 
 def load(case: Case, folder: Path, seed: int) -> Data:
@@ -456,18 +446,6 @@ def print_case(result: dict[str, Any]) -> None:
         )
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of everything that makes the figures."""
-    return {
-        "art_wdro": art_wdro.__version__,
-        "art": art.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scikit-learn": sklearn.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one minute, one seed, small sets; writes no file")
@@ -496,11 +474,11 @@ def main() -> None:
     for result in results:
         print_case(result)
     minutes = (time.perf_counter() - began) / 60
-    print(f"\n{versions()}, {minutes:.0f} minutes on one CPU thread")
+    print(f"\n{machine()}, {minutes:.0f} minutes on one CPU thread")
     output = arguments.output or (None if arguments.quick else RESULTS)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        report = {"versions": versions(), "device": "CPU, one thread", "minutes": round(minutes, 1), "cases": results}
+        report = {"machine": machine(), "device": "CPU, one thread", "minutes": round(minutes, 1), "cases": results}
         output.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 

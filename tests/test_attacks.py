@@ -21,9 +21,10 @@ from art.summary_writer import SummaryWriter
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from art_wdro import WassersteinFGM, WassersteinPGD, _bridge, sensitivity, wasserstein_distance
+from art_wdro import WassersteinFGM, WassersteinPGD, sensitivity, wasserstein_distance
 from art_wdro._ascent import ascend, step_lengths
 from art_wdro._losses import attack_objective
+from art_wdro._preprocessing import preprocessing
 from art_wdro._sensitivity import Objective
 from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, digits, linear_problem, make_classifier
 
@@ -597,5 +598,5 @@ def test_the_preprocessing_that_does_nothing_is_left_out():
     x = torch.rand(3, 30)
     plain, shifted = linear_problem().classifier, linear_problem(preprocessing=(0.5, 0.2)).classifier
     assert plain.preprocessing_operations
-    assert _bridge._preprocessing(plain, training=False)(x) is x
-    torch.testing.assert_close(_bridge._preprocessing(shifted, training=False)(x), (x - 0.5) / 0.2)
+    assert preprocessing(plain, training=False)(x) is x
+    torch.testing.assert_close(preprocessing(shifted, training=False)(x), (x - 0.5) / 0.2)

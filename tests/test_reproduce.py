@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from art_wdro._cli import main
-from art_wdro._experiments import Cell, Laboratory, Protocol
+from art_wdro._experiments import Laboratory
+from art_wdro._protocol import Cell, Protocol
 from art_wdro._published import BEFORE, BEST, GRIDS, NETWORKS
 from art_wdro._reproduce import TARGETS, Entry, Reproduction
 from art_wdro._robustbench import _importable
@@ -132,8 +133,8 @@ def test_parts_of_the_test_images_are_drawn(folder):
     """Files that are sorted by class would otherwise give one class."""
     np.savez("test.npz", **np.load("small.npz"))
     laboratory = Laboratory(replace(SMALL, test_data="test.npz", test_samples=40), folder / "out", verbose=False)
-    assert len(np.unique(laboratory._test.y)) == 10
-    assert len(np.unique(laboratory._test.y[:12])) > 4
+    assert len(np.unique(laboratory.images.test.y)) == 10
+    assert len(np.unique(laboratory.images.test.y[:12])) > 4
 
 
 def test_curves_stand_in_for_the_same_fine_tuning(folder):
@@ -178,7 +179,7 @@ def test_a_network_of_the_zoo_under_its_name(folder, monkeypatch):
     torch.save(model.state_dict(), file)
     laboratory = Laboratory(SMALL, folder / "out", device="cpu", verbose=False)
     found = laboratory.run(Cell("before", "Test2026Small"))
-    x, y = laboratory._test
+    x, y = laboratory.images.test
     assert found["test"]["clean"] == (model(torch.from_numpy(x)).argmax(1).numpy() == y).mean() > 0
     assert set(NETWORKS) <= set(models)
 

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""A `PyTorchClassifier`'s preprocessing as a differentiable function of tensors, private attributes included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from torch import Tensor
+
+
+def preprocessing(classifier: PyTorchClassifier, training: bool) -> Callable[[Tensor], Tensor]:
+    """Return the function from raw inputs (N, ...) to what the network takes, differentiable.
+
+    :param training: Take the preprocessing that ART applies when fitting instead of predicting.
+    """
+    if all(map(_is_identity, classifier.preprocessing_operations)):
+        return lambda x: x
+    if not classifier.all_framework_preprocessing:
+        return lambda x: _NumPyPreprocessing.apply(x, classifier, training)
+    return lambda x: classifier._apply_preprocessing(x, None, fit=training, no_grad=False)[0]
+
+
+def standardisation(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
+    """Return mean and std of `preprocessing=(mean, std)`, shaped to broadcast over a sample; None if there is none.
+
+    :raises ValueError: If the classifier has other preprocessing.
+    """
+    operations = [operation for operation in classifier.preprocessing_operations if not _is_identity(operation)]
+    if not operations:
+        return None
+    if len(operations) > 1 or not isinstance(operations[0], StandardisationMeanStdPyTorch):
+        raise ValueError(f"classifier has the preprocessing {operations}; allowed is preprocessing=(mean, std)")
+    mean, std = (torch.as_tensor(np.asarray(v, dtype=np.float32)) for v in (operations[0].mean, operations[0].std))
+    channels = (-1, *[1] * (len(classifier.input_shape) - 1))
+    return mean.view(channels) if mean.dim() == 1 else mean, std.view(channels) if std.dim() == 1 else std
+
+
+def _is_identity(operation: object) -> bool:
+    """Tell ART's default preprocessing, which subtracts 0 and divides by 1."""
+    return (
+        isinstance(operation, StandardisationMeanStdPyTorch)
+        and np.array_equal(operation.mean, 0.0)
+        and np.array_equal(operation.std, 1.0)
+    )
+
+
+class _NumPyPreprocessing(torch.autograd.Function):
+    """Preprocessors of ART that work on arrays, with the gradient estimate that each of them brings."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, classifier: PyTorchClassifier, training: bool) -> Tensor:
+        ctx.array, ctx.classifier, ctx.training = x.cpu().numpy(), classifier, training
+        array, _ = classifier._apply_preprocessing(ctx.array, None, fit=training)
+        return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(x.device)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        array = gradients[0].cpu().numpy()
+        with torch.enable_grad():  # some of ART's estimates differentiate, and backward passes switch that off
+            array = ctx.classifier._apply_preprocessing_gradient(ctx.array, array, fit=ctx.training)
+        return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(gradients[0].device), None, None
