@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import click
 import numpy as np
 import torch
 from art.exceptions import EstimatorError
+from click.core import ParameterSource
 
 from art_wdro._cli_options import (
     PATH,
@@ -32,12 +34,17 @@ from art_wdro._evaluation import evaluate as run_evaluation
 from art_wdro._experiments import Laboratory
 from art_wdro._files import write_atomically, write_text
 from art_wdro._fine_tuner import ON_NONFINITE
+from art_wdro._margin_trainer import WassersteinMarginTrainer
 from art_wdro._protocol import Protocol
 from art_wdro._report import Row
 from art_wdro._reproduce import TARGETS, Reproduction
 from art_wdro._starts import perturb_weights, reinitialise_last_layer
 from art_wdro._trainer import UPSILON_ESTIMATES, DistributionalTRADESTrainer
 from art_wdro._version import __version__
+
+TRAINERS = {"trades": DistributionalTRADESTrainer, "margin": WassersteinMarginTrainer}
+TUNING = ("beta", "gamma", "max_iter", "eta", "upsilon", "consistency")
+"""Parameters of trainers beside the threat and the seed."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -112,6 +119,13 @@ def evaluate(
 @cli.command()
 @SHARED
 @TRAINING
+@click.option(
+    "--trainer",
+    type=click.Choice(list(TRAINERS)),
+    default="trades",
+    show_default=True,
+    help="trades: the training paper's; margin: WassersteinMarginTrainer, with its own beta and max-iter unless given.",
+)
 @click.option("--out", type=PATH, required=True, help="File for the state dict of the best epoch.")
 @click.option("--validation", type=click.IntRange(0), default=1000, show_default=True, help="Samples held out.")
 @click.option("--learning-rate", type=Number(), default=0.01, show_default=True)
@@ -125,6 +139,7 @@ def evaluate(
 )
 def finetune(
     json_file: Path | None,
+    trainer: str,
     out: Path,
     validation: int,
     epochs: int,
@@ -135,6 +150,7 @@ def finetune(
 ) -> None:
     """Fine-tune a network against a distributional threat; the best epoch so far is always on disk."""
     files = writable(json=json_file, out=out, checkpoint=checkpoint)
+    options = _options_of(trainer, arguments)
     data = read_data(arguments, train=True)
     data = data.choose(np.random.default_rng(arguments["seed"]).permutation(len(data.x))[: arguments["samples"]])
     if validation >= len(data.x):
@@ -146,17 +162,16 @@ def finetune(
         perturb_weights(classifier, seed=arguments["seed"])
     if start == "last-layer":
         reinitialise_last_layer(classifier, seed=arguments["seed"])
-    names = ("p", "norm", "eps", "seed", "beta", "gamma", "max_iter", "eta", "upsilon", "consistency")
-    trainer = DistributionalTRADESTrainer(classifier, **{name: arguments[name] for name in names})
+    tuner = TRAINERS[trainer](classifier, **options)
 
     def keep(record: dict[str, Any], best: bool) -> None:
         if best or not validation:
             _save(classifier, out)
         if json_file is not None:
-            write_text(json_file, json.dumps({"history": trainer.history, "complete": False}, indent=1))
+            write_text(json_file, json.dumps({"history": tuner.history, "complete": False}, indent=1))
 
     with _telling(files):
-        trainer.fit(
+        tuner.fit(
             *train,
             validation_data=held if validation else None,
             batch_size=arguments["batch_size"],
@@ -166,12 +181,29 @@ def finetune(
         )
     _save(classifier, out)
     if json_file is not None:
-        found = {"history": trainer.history, "best_epoch": trainer.best_epoch, "complete": True}
+        found = {"history": tuner.history, "best_epoch": tuner.best_epoch, "complete": True}
         write_text(json_file, json.dumps(found, indent=1))
-    for record in trainer.history:
+    for record in tuner.history:
         shown = ("epoch", "loss", "clean_accuracy", "winf_accuracy", "wp_accuracy")
         click.echo("  ".join(f"{k} {record[k]:.4g}" for k in shown if record[k] is not None))
-    click.echo(f"Saved {out}, epoch {trainer.best_epoch}")
+    click.echo(f"Saved {out}, epoch {tuner.best_epoch}")
+
+
+def _options_of(trainer: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the constructor's arguments of a trainer.
+
+    Defaults are those of the paper's trainer, so another one takes only what was given.
+
+    :raises ValueError: If an option was given that the trainer does not have.
+    """
+    context = click.get_current_context()
+    defaults = {name for name in TUNING if context.get_parameter_source(name) is ParameterSource.DEFAULT}
+    wanted = [name for name in TUNING if trainer == "trades" or name not in defaults]
+    refused = [name for name in wanted if name not in signature(TRAINERS[trainer]).parameters]
+    if refused:
+        names = ", ".join("--" + name.replace("_", "-") for name in refused)
+        raise ValueError(f"trainer is {trainer}, which does not have {names}; allowed are they with --trainer trades")
+    return {name: arguments[name] for name in ("p", "norm", "eps", "seed", *wanted)}
 
 
 @cli.command()

@@ -132,6 +132,24 @@ def test_finetune(folder, start, capsys):
     main(["evaluate", "--model", "factory:network", "--weights", "tuned.pth", "--data", "digits.npz", *QUICK])
 
 
+def test_finetune_by_margins_takes_that_trainers_own_defaults(folder, capsys):
+    command = ["finetune", "--trainer", "margin", *MODELS[2], "--data", "digits.npz", "--validation", "30"]
+    command += ["--batch-size", "32", "--epochs", "1", "--seed", "3", "--eps", "0.05", "--start", "none"]
+    main([*command, "--out", "given.pth", "--json", "t.json", "--beta", "1.5", "--max-iter", "10"])
+    assert json.loads(Path("t.json").read_text())["history"][0]["tau"] > 0.05
+    main([*command, "--out", "default.pth"])
+    main([*command, "--out", "other.pth", "--beta", "6"])
+    given, default, other = (torch.load(f"{name}.pth", weights_only=True) for name in ("given", "default", "other"))
+    assert all(torch.equal(given[name], default[name]) for name in given)
+    assert not all(torch.equal(given[name], other[name]) for name in given)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--out", "no.pth", "--gamma", "1", "--upsilon", "resample"])
+    assert stop.value.code == 2
+    assert "trainer is margin, which does not have --gamma, --upsilon" in capsys.readouterr().err
+    assert not Path("no.pth").exists()
+
+
 def test_finetune_goes_on_from_a_checkpoint(folder, capsys):
     command = ["finetune", "--model", "factory:network", "--weights", "weights.pth", "--data", "digits.npz"]
     command += ["--validation", "30", "--batch-size", "32", "--max-iter", "2", "--json", "t.json"]
