@@ -103,7 +103,9 @@ class Setting(NamedTuple):
 
     def rates_of(self, method: str) -> tuple[str, ...]:
         """Return the learning rates of a method, among which it chooses."""
-        return ("constant",) if method == "paper, its rate" else self.rates
+        if method == "paper, its rate":
+            return ("constant",)
+        return self.rates[-1:] if method in REMEDIES else self.rates
 
 
 LONGER = 1.875
