@@ -2,10 +2,12 @@
 # Every target makes the virtual environment it needs; Python and make are all that must be there.
 
 PYTHON ?= python3
+OLDEST_PYTHON ?= python3.10
+NEWEST_PYTHON ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench art-suite clean
+.PHONY: demo test test-matrix test-oldest test-newest fast-tests lint package bench art-suite clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -13,11 +15,38 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
+# The fast tests at both ends of what is supported: the lower bounds of setup.cfg, and the newest that pip finds.
+test-matrix: test-oldest test-newest
+
+test-oldest:
+	mkdir -p build
+	$(OLDEST_PYTHON) .ci/oldest.py > build/oldest.txt
+	PIP_CONSTRAINT=$(CURDIR)/build/oldest.txt $(MAKE) fast-tests PYTHON=$(OLDEST_PYTHON) VENV=.venv-oldest
+
+test-newest:
+	$(MAKE) fast-tests PYTHON=$(NEWEST_PYTHON) VENV=.venv-newest
+
+fast-tests: $(VENV)/.test
+	$(BIN)/python -c "from art_wdro._machine import machine; print(machine())"
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Build sdist and wheel, and see that the wheel works, and is typed, where only its core dependencies are.
+package: $(VENV)/.package
+	rm -rf dist build/installed
+	$(BIN)/cffconvert --validate
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv build/installed
+	build/installed/bin/pip install --disable-pip-version-check dist/*.whl
+	cd build && installed/bin/python ../.ci/installed.py
+	build/installed/bin/pip install --disable-pip-version-check mypy
+	cd build && installed/bin/mypy --config-file= --strict ../.ci/installed.py
 
 bench: $(VENV)/.bench
 	$(BIN)/pip install --disable-pip-version-check --no-deps adv-lib==0.2.8  # it wants a server for plots
@@ -33,10 +62,10 @@ art-suite: $(VENV)/.test
 	$(BIN)/python tests/art_suite/run.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info
 
-# One stamp an extra, so that a change of setup.cfg installs again.
-$(VENV)/.%: setup.cfg pyproject.toml | $(VENV)/bin/pip
+# One stamp an extra, so that a change of setup.cfg or of the version installs again.
+$(VENV)/.%: setup.cfg pyproject.toml art_wdro/_version.py | $(VENV)/bin/pip
 	$(BIN)/pip install --disable-pip-version-check --editable '.[$*]'
 	touch $@
 

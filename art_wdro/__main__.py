@@ -3,11 +3,16 @@
 
 import sys
 
+from art_wdro._version import __version__
+
 try:
     from art_wdro._cli import main
 except ModuleNotFoundError as error:
     if error.name != "click":
         raise
+    if sys.argv[1:] == ["--version"]:
+        print(f"art-wdro, version {__version__}")
+        sys.exit()
     sys.exit("the command line needs click: pip install 'art-wdro[cli]'")
 
 if __name__ == "__main__":

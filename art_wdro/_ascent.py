@@ -17,8 +17,9 @@ from torch import Tensor
 
 from art_wdro._checkpoint import Progress
 from art_wdro._coupling import Gather, alone
-from art_wdro._geometry import dual_exponent, power_mean, sample_lengths
+from art_wdro._geometry import sample_lengths
 from art_wdro._iterate import Best, Box, Iterate, Threat
+from art_wdro._norms import dual_exponent, power_mean
 from art_wdro._rows import Rows, Some, parts, staged
 from art_wdro._sensitivity import Objective, Value
 

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from art_wdro._geometry import displace, per_sample
+from art_wdro._geometry import displace
 from art_wdro._iterate import Box
 from art_wdro._losses import as_float
 from art_wdro._margins import Margins, cosine, standing_samples
+from art_wdro._norms import per_sample
 from art_wdro._rows import Rows, parts
 
 FIRST_STEP, LAST_STEP = 1.0, 0.02

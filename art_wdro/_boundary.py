@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from art_wdro._geometry import dual_exponent, sample_norms
 from art_wdro._iterate import Box
 from art_wdro._least_distances import Search
+from art_wdro._norms import dual_exponent, sample_norms
 
 
 class Boundary(NamedTuple):

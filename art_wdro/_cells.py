@@ -12,9 +12,10 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from art_wdro._geometry import dual_exponent, sample_direction, sample_norms
+from art_wdro._geometry import sample_direction
 from art_wdro._intervals import Ball
 from art_wdro._layers import Activation, Node, run
+from art_wdro._norms import dual_exponent, sample_norms
 
 OUTSIDE = -1e-5
 """How far every point must be beyond some border for a cell to count as empty: above the solver's tolerance."""

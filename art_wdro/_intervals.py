@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from art_wdro._geometry import sample_norms
+from art_wdro._norms import sample_norms
 
 WIDENING = 1e-11
 """Relative width that is added for what rounding may take away."""

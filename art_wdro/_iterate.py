@@ -9,17 +9,8 @@ import torch
 from torch import Tensor
 
 from art_wdro._coupling import Gather
-from art_wdro._geometry import (
-    allowed_radii,
-    clip,
-    displace,
-    dual_norms,
-    movable_coordinates,
-    per_sample,
-    project_on_balls,
-    sample_direction,
-    sample_norms,
-)
+from art_wdro._geometry import allowed_radii, clip, displace, movable_coordinates, project_on_balls, sample_direction
+from art_wdro._norms import dual_norms, per_sample, sample_norms
 from art_wdro._rows import Rows, Some, parts, staged
 
 Box = tuple[Tensor, Tensor]

@@ -22,15 +22,11 @@ import torch
 from torch import Tensor
 
 from art_wdro._checkpoint import Progress
-from art_wdro._geometry import (
-    displace,
-    dual_exponent,
-    per_sample,
-    sample_norms,
-)
+from art_wdro._geometry import displace
 from art_wdro._iterate import Box
 from art_wdro._losses import as_float
 from art_wdro._margins import Margins, cosine, standing_samples
+from art_wdro._norms import dual_exponent, per_sample, sample_norms
 from art_wdro._rows import Rows, parts
 
 STEPS_OF_A_RUN = 45

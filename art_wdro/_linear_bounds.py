@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from art_wdro._geometry import dual_exponent
 from art_wdro._intervals import WIDENING, Ball, Interval
 from art_wdro._jacobian_bounds import Region, propagate
 from art_wdro._layers import RELU, Activation, Affine, Node
+from art_wdro._norms import dual_exponent
 from art_wdro._rows import parts
 
 AT_ONCE = 2**24

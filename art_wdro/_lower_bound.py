@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from art_wdro._geometry import dual_exponent, sample_norms
 from art_wdro._intervals import Ball
 from art_wdro._jacobian_bounds import Region
 from art_wdro._layers import Activation, Affine, Node, run
+from art_wdro._norms import dual_exponent, sample_norms
 from art_wdro._rows import parts
 
 NEAR = 1e-9

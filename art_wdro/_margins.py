@@ -11,9 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from art_wdro._geometry import dual_exponent, movable_coordinates, project_in_box, sample_direction, sample_norms
+from art_wdro._geometry import movable_coordinates, project_in_box, sample_direction
 from art_wdro._iterate import Box
 from art_wdro._losses import as_float
+from art_wdro._norms import dual_exponent, sample_norms
 from art_wdro._rows import Rows, parts, staged
 
 CERTAIN = 3e-6

@@ -17,8 +17,8 @@ from art_wdro._attack_base import WassersteinAttack
 from art_wdro._attacks import WassersteinFGM, WassersteinPGD
 from art_wdro._coupling import gathering, mean, shards, together
 from art_wdro._datasets import as_arrays
-from art_wdro._geometry import power_mean, sample_norms
 from art_wdro._losses import PerSampleLoss
+from art_wdro._norms import power_mean, sample_norms
 from art_wdro._rows import Rows, parts, staged
 from art_wdro._sensitivity import Objective, Value, upsilon
 

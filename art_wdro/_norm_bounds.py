@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from art_wdro._geometry import GROUND_NORMS, dual_exponent, sample_norms
+from art_wdro._geometry import GROUND_NORMS
 from art_wdro._intervals import WIDENING
 from art_wdro._jacobian_bounds import Jacobian, Region
 from art_wdro._layers import Affine, Node
+from art_wdro._norms import dual_exponent, sample_norms
 
 DENSE = 2**25
 """Entries of the largest matrix whose spectral norm is computed; beyond, a bound by row and column sums serves."""

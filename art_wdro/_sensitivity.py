@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from art_wdro._coupling import Gather, alone
-from art_wdro._geometry import dual_exponent, dual_norms, mean_of_sums, merged_sums, power_sums
 from art_wdro._losses import PerSampleLoss, as_float, redlr, redlr_towards_target
+from art_wdro._norms import dual_exponent, dual_norms, mean_of_sums, merged_sums, power_sums
 
 
 class Value(NamedTuple):

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from art_wdro._geometry import displace, per_sample, sample_norms
+from art_wdro._geometry import displace
 from art_wdro._iterate import Box
 from art_wdro._least_distances import LeastDistances
 from art_wdro._losses import as_float
 from art_wdro._margins import Margins
+from art_wdro._norms import per_sample, sample_norms
 from art_wdro._rows import Rows, parts, staged
 
 CLASSES = 3

@@ -18,9 +18,9 @@ from art_wdro._ascent import Ascent, ascend, step_lengths
 from art_wdro._checkpoint import described
 from art_wdro._coupling import count, gathering
 from art_wdro._fine_tuner import FineTuner
-from art_wdro._geometry import mean_of_sums, merged_sums, power_sums
 from art_wdro._losses import PerSampleLoss
 from art_wdro._minibatches import Batch
+from art_wdro._norms import mean_of_sums, merged_sums, power_sums
 from art_wdro._sensitivity import Objective, upsilon
 from art_wdro._training import CONSISTENCIES, RunningUpsilon, batch_budget
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from art_wdro._geometry import dual_exponent, power_mean
+from art_wdro._norms import dual_exponent, power_mean
 
 Consistency = Callable[[Tensor, Tensor], Tensor]
 

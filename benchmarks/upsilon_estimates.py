@@ -38,8 +38,8 @@ from art_wdro import (
     reinitialise_last_layer,
     sensitivity,
 )
-from art_wdro._geometry import dual_norms, power_mean
 from art_wdro._machine import machine
+from art_wdro._norms import dual_norms, power_mean
 from art_wdro._training import RunningUpsilon
 
 FRACTIONS = (0.05, 0.1, 0.2)

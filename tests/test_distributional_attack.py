@@ -13,7 +13,7 @@ from art_wdro import (
     adversarial_accuracy,
     knapsack_accuracy,
 )
-from art_wdro._geometry import sample_norms
+from art_wdro._norms import sample_norms
 from tests.conftest import BUDGETS, NORMS, digits, linear_problem
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from art_wdro import _geometry as geometry
+from art_wdro._norms import dual_exponent, power_mean, sample_norms
 
 NORMS = st.sampled_from(geometry.GROUND_NORMS)
 ORDERS = st.one_of(st.floats(1.05, 50.0), st.just(math.inf))
@@ -31,15 +32,15 @@ def distance(array: np.ndarray, p: float, r: float) -> float:
 
 @pytest.mark.parametrize("exponent", [1.0, 1.5, 2.0, 4.0, math.inf])
 def test_dual_exponents_are_conjugate(exponent):
-    dual = geometry.dual_exponent(exponent)
+    dual = dual_exponent(exponent)
     assert 1 / exponent + 1 / dual == pytest.approx(1)
-    assert geometry.dual_exponent(dual) == pytest.approx(exponent)
+    assert dual_exponent(dual) == pytest.approx(exponent)
 
 
 @given(ARRAYS, NORMS, ORDERS)
 def test_the_mean_of_the_norms_is_the_formula(array, r, p):
-    norms = geometry.sample_norms(torch.from_numpy(array), r)
-    assert geometry.power_mean(norms, p).item() == pytest.approx(distance(array, p, r))
+    norms = sample_norms(torch.from_numpy(array), r)
+    assert power_mean(norms, p).item() == pytest.approx(distance(array, p, r))
 
 
 @given(ARRAYS, NORMS, ORDERS)
@@ -49,7 +50,7 @@ def test_steepest_direction_has_unit_length_and_reaches_upsilon(array, r, p):
     if not array.any():
         assert not direction.any()
         return
-    upsilon = distance(array, geometry.dual_exponent(p), geometry.dual_exponent(r))
+    upsilon = distance(array, dual_exponent(p), dual_exponent(r))
     if not math.isinf(p):  # at p = inf a sample without gradient stays, and the maximum is over the others
         assert distance(direction.numpy(), p, r) == pytest.approx(1, rel=1e-6)
     assert (gradient * direction).sum().item() / len(array) == pytest.approx(upsilon, rel=1e-6)
@@ -76,8 +77,8 @@ def test_samples_without_gradient_stay():
 
 def test_large_orders_neither_overflow_nor_underflow():
     tiny = torch.full((3,), 1e-200, dtype=torch.float64)
-    assert geometry.power_mean(tiny, 101.0).item() == pytest.approx(1e-200)
-    assert geometry.power_mean(tiny * 1e300, 501.0).item() == pytest.approx(1e100)
+    assert power_mean(tiny, 101.0).item() == pytest.approx(1e-200)
+    assert power_mean(tiny * 1e300, 501.0).item() == pytest.approx(1e100)
 
 
 @settings(max_examples=200)

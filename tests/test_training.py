@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from art_wdro import _training as training
-from art_wdro._geometry import dual_exponent, power_mean
+from art_wdro._norms import dual_exponent, power_mean
 
 
 def scalars(*values: float) -> torch.Tensor:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""What holds for the package as a whole: one version, private attributes in two modules, light imports, typed use."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from click.testing import CliRunner
+
+import art_wdro
+from art_wdro._cli import cli
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "art_wdro").glob("*.py"))
+
+
+def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_the_version_is_in_one_place():
+    own = art_wdro.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", own)
+    assert version("art-wdro") == own
+    assert CliRunner().invoke(cli, ["--version"]).output == f"art-wdro, version {own}\n"
+    files = [*SOURCES, *(ROOT / name for name in ("setup.cfg", "pyproject.toml", "Makefile", "CITATION.cff"))]
+    literal = re.compile(rf"(?<![\d.=]){re.escape(own)}(?![\d.])")
+    assert [file.name for file in files if literal.search(file.read_text(encoding="utf-8"))] == ["_version.py"]
+
+
+def test_two_modules_read_private_attributes_of_a_classifier():
+    private = re.compile(r"(?:classifier|estimator)\._(?!_)[a-z]")
+    readers = {file.stem for file in SOURCES if private.search(file.read_text(encoding="utf-8"))}
+    assert readers == {"_bridge", "_preprocessing"}
+
+
+def test_importing_adds_nothing_heavy_to_art_and_torch():
+    script = (
+        "import sys, torch, tqdm.auto, art.attacks.evasion, art.estimators.classification, art.defences.trainer\n"
+        "before = set(sys.modules)\n"
+        "import art_wdro\n"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))"
+    )
+    added = set(run("-c", script).stdout.split())
+    assert "art_wdro" in added
+    # torch.distributed brings the other one
+    assert added <= {"art_wdro", "torch", "_remote_module_non_scriptable"}
+
+
+def test_without_click_the_version_is_printed_and_a_command_says_what_to_install(tmp_path):
+    (tmp_path / "click.py").write_text("raise ModuleNotFoundError('none here', name='click')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "art_wdro"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == f"art-wdro, version {art_wdro.__version__}\n"
+    done = subprocess.run([*command, "demo"], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "the command line needs click: pip install 'art-wdro[cli]'\n"
