@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench art-suite clean
+.PHONY: demo test lint docs notebooks bench art-suite clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -18,6 +18,15 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# One thread, so that figures do not depend on the number of cores.
+docs: export OMP_NUM_THREADS = 1
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -c docs -d build/doctrees -W --keep-going -n $(ARGS) . build/docs
+
+notebooks: export OMP_NUM_THREADS = 1
+notebooks: $(VENV)/.docs
+	$(BIN)/jupytext --to ipynb --execute $(or $(ARGS),examples/notebooks/*.py)
 
 bench: $(VENV)/.bench
 	$(BIN)/pip install --disable-pip-version-check --no-deps adv-lib==0.2.8  # it wants a server for plots

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A first attack, and what a shared budget looks like
 #
-# A pointwise attack may move every image by eps. A distributional attack has the same budget *on average*: the mean over
-# the data set of the p-th power of the changes is at most eps^p. It takes from images that are not worth attacking and
-# gives to those that are. This page attacks one network in both ways and shows where the budget went.
+# A pointwise attack may move every image by eps. A distributional attack has the same budget *on average*: the mean
+# over the data set of the p-th power of the changes is at most eps^p. It takes from images that are not worth attacking
+# and gives to those that are. This page attacks one network in both ways and shows where the budget went.
 
 # %%
 import numpy as np

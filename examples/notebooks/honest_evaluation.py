@@ -47,8 +47,8 @@ AdversarialTrainer(classifier, pgd, ratio=1.0).fit(x_train, y_train, batch_size=
 # %% [markdown]
 # ## One call
 #
-# `evaluate` runs all of it at one budget. The rows of W_2 differ by attack, not by threat: the least accuracy of them is
-# the one to quote. The last line brackets the truth.
+# `evaluate` runs all of it at one budget. The rows of W_2 differ by attack, not by threat: the least accuracy
+# of them is the one to quote. The last line brackets the truth.
 
 # %%
 eps = 0.05
@@ -58,8 +58,8 @@ print(report)
 # %% [markdown]
 # ## Accuracy over the budget
 #
-# The report keeps the least distance and the certified radius of every image, so the knapsack and the certificate answer
-# every budget without further work. W-PGD and the first-order bounds need a run at each.
+# The report keeps the least distance and the certified radius of every image, so the knapsack and the certificate
+# answer every budget without further work. W-PGD and the first-order bounds need a run at each.
 
 # %%
 budgets = np.linspace(0, 0.12, 121)

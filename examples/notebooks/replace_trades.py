@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Replacing ART's TRADES trainer
 #
-# An ART script that trains with `AdversarialTrainerTRADESPyTorch` turns to a distributional threat by two changed lines,
-# the import and the constructor. This page does so, and measures before and after with an attack that neither trainer
-# has seen: the knapsack, which searches the least distance of every test image to another class.
+# An ART script that trains with `AdversarialTrainerTRADESPyTorch` turns to a distributional threat by two changed
+# lines, the import and the constructor. This page does so, and measures before and after with an attack that neither
+# trainer has seen: the knapsack, which searches the least distance of every test image to another class.
 
 # %%
 import copy
@@ -33,7 +33,6 @@ digits = load_digits()
 order = np.random.default_rng(0).permutation(len(digits.target))
 x, y = (digits.images[order, None] / 16).astype(np.float32), digits.target[order]
 x_train, y_train, x_test, y_test = x[:1297], y[:1297], x[1297:], y[1297:]
-
 
 
 class Network(nn.Module):
@@ -151,7 +150,8 @@ plt.show()
 # %%
 before, art, ours = (results[name][0]["$W_2$, knapsack"] for name in results)
 error = np.sqrt(ours * (1 - ours) / len(x_test))
-print(f"gain under the knapsack, in points: {100 * (ours - before):+.1f} distributional, {100 * (art - before):+.1f} ART's")
+print("gain under the knapsack, in points:")
+print(f"{100 * (ours - before):+.1f} by the distributional trainer, {100 * (art - before):+.1f} by ART's")
 print(f"standard error of one such accuracy on {len(x_test)} images: about {100 * error:.1f} points")
 
 # %% [markdown]

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # Fine-tuning a network of RobustBench
 #
-# `load_robustbench` makes a network of RobustBench's zoo a `PyTorchClassifier` with an optimiser, ready to be attacked and
-# fine-tuned. It reads `models/cifar10/Linf/NAME.pt`; where that file is missing, RobustBench downloads the published
-# weights.
+# `load_robustbench` makes a network of RobustBench's zoo a `PyTorchClassifier` with an optimiser, ready to be attacked
+# and fine-tuned. It reads `models/cifar10/Linf/NAME.pt`; where that file is missing, RobustBench downloads the
+# published weights.
 #
 # **What this page shows, and what it does not.** It has to run without a network connection and in about a minute on a
 # CPU. So it writes a stand-in checkpoint under the name of a ResNet-18 of the zoo, and its images are scikit-learn's
-# digits, enlarged to 32x32. Every call is the one for the real thing; the figures belong to the stand-in and say nothing
-# about the published network, about CIFAR-10, or about how much fine-tuning gains. For those, leave out the section "A
-# stand-in", and take images of CIFAR-10, thousands of them, more epochs and a GPU.
+# digits, enlarged to 32x32. Every call is the one for the real thing; the figures belong to the stand-in and say
+# nothing about the published network, about CIFAR-10, or about how much fine-tuning gains. For those, leave out the
+# section "A stand-in", and take images of CIFAR-10, thousands of them, more epochs and a GPU.
 
 # %%
 from pathlib import Path
@@ -46,8 +46,8 @@ x_train, y_train, x_test, y_test = x[:96], y[:96], x[-32:], y[-32:]
 # ## A stand-in
 #
 # A checkpoint is a state dict. This one starts as random weights in the shapes of the architecture; once loaded, the
-# network is trained for a few epochs on clean digits and saved in the layout of RobustBench. A file that is there already
-# stays.
+# network is trained for a few epochs on clean digits and saved in the layout of RobustBench. A file that is there
+# already stays.
 
 
 # %%
@@ -104,8 +104,8 @@ print(f"under W_2 at eps = 2/255, knapsack: {knapsack_accuracy(before, eps):.1%}
 # ## Fine-tune
 #
 # As in the training paper: perturb the whole network a little, then train it further with SGD at rate 0.01, the
-# optimiser that `load_robustbench` brings. The paper takes 20 epochs of 40,000 images and attacks of 20 steps; here it is
-# one epoch of 96 images and attacks of 2 steps.
+# optimiser that `load_robustbench` brings. The paper takes 20 epochs of 40,000 images and attacks of 20 steps; here it
+# is one epoch of 96 images and attacks of 2 steps.
 
 # %%
 perturb_weights(classifier, noise=0.01, seed=0)
