@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import art_wdro
-from art_wdro._cli import main as commands
-from tests.conftest import digits
+from art_wdro._cli import cli
+from tests.conftest import digits, make_classifier
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -84,16 +85,20 @@ def test_commands_of_a_page(page):
         command, *arguments = shlex.split(line, comments=True)
         known = {
             option
-            for parameter in commands.commands[command].params
+            for parameter in cli.commands[command].params
             for option in [*parameter.opts, *parameter.secondary_opts]
         }
         given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
         assert given <= known | {"--help"}, line
 
 
-def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch, classifier) -> dict:
+def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """What the snippets take for granted: a classifier, data under their names, files, and one process of torchrun."""
     (x, y), _ = digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    classifier = make_classifier(model, (1, 8, 8), 10, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    classifier.fit(x, y, batch_size=64, nb_epochs=5)
     for i in range(12):
         (folder / f"images/{y[i]}").mkdir(parents=True, exist_ok=True)
         Image.fromarray((x[i, 0] * 255).astype(np.uint8)).save(folder / f"images/{y[i]}/{i}.png")
@@ -112,10 +117,10 @@ def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch, classifier) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # robustbench, DistributedDataParallel, and evaluations of twelve images
-@pytest.mark.parametrize("page", [page for page in PAGES if SNIPPETS[page] and page.suffix == ".md"], ids=str)
-def test_snippets_of_a_page(page, tmp_path, monkeypatch, digits_classifier):
+@pytest.mark.parametrize("page", [page for page in PAGES if SNIPPETS[page]], ids=lambda page: page.stem)
+def test_snippets_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = prepare(tmp_path, monkeypatch, digits_classifier)
+    namespace = prepare(tmp_path, monkeypatch)
     state = torch.get_rng_state()
     for snippet in SNIPPETS[page]:
         exec(compile(snippet, str(page), "exec"), namespace)

@@ -100,8 +100,9 @@ bins = np.linspace(0, max(lengths.max() for lengths in length.values()) / eps, 4
 for axis, (name, lengths) in zip(axes, length.items(), strict=True):
     axis.hist(lengths / eps, bins=bins)
     axis.axvline(1, color="black", linestyle="--", linewidth=1)
-    axis.set(title=f"{name}: {accuracy(attacked[name]):.1%} left", xlabel="change of an image, in eps", ylim=(0, 500))
-axes[0].set_ylabel("test images")
+    axis.set(title=f"{name}: {accuracy(attacked[name]):.1%} left", xlabel="change of an image, in eps")
+    axis.set(yscale="log", ylim=(0.7, 700))
+axes[0].set_ylabel("test images (logarithmic)")
 plt.show()
 
 # %% [markdown]
@@ -113,12 +114,12 @@ plt.show()
 # %%
 shown = np.argsort(-length["W-PGD"])[np.linspace(0, len(x_test) - 1, 8).astype(int)]
 rows = {"clean": x_test, **attacked}
-figure, grid = plt.subplots(len(rows), len(shown), figsize=(11, 6.2), layout="constrained")
+figure, grid = plt.subplots(len(rows), len(shown), figsize=(11, 7.4), layout="constrained")
 for line, (name, images) in zip(grid, rows.items(), strict=True):
     predicted = classifier.predict(images[shown]).argmax(1)
     for axis, i, seen in zip(line, shown, predicted, strict=True):
         axis.imshow(images[i, 0], cmap="gray", vmin=0, vmax=1)
-        moved = "" if name == "clean" else f", {length[name][i] / eps:.1f} eps"
+        moved = "" if name == "clean" else f"\n{length[name][i] / eps:.1f} eps"
         wrong = seen != y_test[i]
         axis.set_title(f"seen as {seen}{moved}", fontsize=9, fontweight="bold" if wrong else "normal")
         axis.set(xticks=[], yticks=[])
