@@ -7,7 +7,7 @@ NEWEST_PYTHON ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-matrix test-oldest test-newest fast-tests lint package bench art-suite clean
+.PHONY: demo test test-matrix test-oldest test-newest fast-tests lint docs notebooks package bench art-suite clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -47,6 +47,15 @@ package: $(VENV)/.package
 	cd build && installed/bin/python ../.ci/installed.py
 	build/installed/bin/pip install --disable-pip-version-check mypy
 	cd build && installed/bin/mypy --config-file= --strict ../.ci/installed.py
+
+# One thread, so that figures do not depend on the number of cores.
+docs: export OMP_NUM_THREADS = 1
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -c docs -d build/doctrees -W --keep-going -n $(ARGS) . build/docs
+
+notebooks: export OMP_NUM_THREADS = 1
+notebooks: $(VENV)/.docs
+	$(BIN)/jupytext --to ipynb --execute $(or $(ARGS),examples/notebooks/*.py)
 
 bench: $(VENV)/.bench
 	$(BIN)/pip install --disable-pip-version-check --no-deps adv-lib==0.2.8  # it wants a server for plots

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""The documentation holds: snippets run, links lead somewhere, commands exist, the reference is complete."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import art_wdro
+from art_wdro._cli import cli
+from tests.conftest import digits, make_classifier
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/notebooks/*.py"), *ROOT.glob("tests/**/*.md")]
+)
+SNIPPETS = {page: re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S) for page in PAGES}
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken(page: Path, root: Path = ROOT) -> list[str]:
+    """The relative links of a page that lead nowhere, or out of the repository."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.M | re.S)
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        inside = target.exists() and root in (target, *target.parents)
+        if not inside or (anchor and anchor not in anchors(target)):
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_of_a_page(page):
+    assert broken(page) == []
+
+
+def test_broken_links_are_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# One heading\n[a](nowhere.md) [b](#one-heading) [c](#other) [d](https://e.org) `[e](f)` [g](..)")
+    assert broken(page, tmp_path) == ["nowhere.md", "#other", ".."]  # b is there, d is elsewhere, e is code
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = ROOT / "docs/index.md"
+    entries = [
+        line for block in re.findall(r"```{toctree}\n(.*?)```", index.read_text(), re.S) for line in block.split()
+    ]
+    listed = {(index.parent / entry).resolve() for entry in entries}
+    pages = {page.with_suffix("") for page in PAGES} - {ROOT / "README", ROOT / "docs/index"}
+    assert pages <= listed
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (ROOT / "docs/api.md").read_text()
+    documented = re.findall(r"^\.\. auto(?:class|function):: (\w+)$", text, re.M)
+    assert sorted(documented) == sorted(art_wdro.__all__)
+    listed = {
+        line.strip() for block in re.findall(r"autosummary::\n\n(.*?)\n\n", text, re.S) for line in block.split("\n")
+    }
+    assert listed == set(art_wdro.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_of_a_page(page):
+    for line in re.findall(r"^(?: {4})?art-wdro (.*)$", page.read_text(), re.M):
+        command, *arguments = shlex.split(line, comments=True)
+        known = {
+            option
+            for parameter in cli.commands[command].params
+            for option in [*parameter.opts, *parameter.secondary_opts]
+        }
+        given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+        assert given <= known | {"--help"}, line
+
+
+def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What the snippets take for granted: a classifier, data under their names, files, and one process of torchrun."""
+    (x, y), _ = digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    classifier = make_classifier(model, (1, 8, 8), 10, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    classifier.fit(x, y, batch_size=64, nb_epochs=5)
+    for i in range(12):
+        (folder / f"images/{y[i]}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray((x[i, 0] * 255).astype(np.uint8)).save(folder / f"images/{y[i]}/{i}.png")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    signature = inspect.signature(art_wdro.load_robustbench)
+    monkeypatch.setattr(art_wdro, "load_robustbench", lambda *a, **k: (signature.bind(*a, **k), classifier)[1])
+    parts = {"x": (0, 12), "x_train": (0, 32), "x_val": (32, 44), "x_test": (44, 56)}
+    names = {name: x[slice(*part)] for name, part in parts.items()}
+    labels = {name.replace("x", "y", 1): y[slice(*part)] for name, part in parts.items()}
+    return {"__name__": "snippet", "classifier": classifier} | names | labels
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # robustbench, DistributedDataParallel, and evaluations of twelve images
+@pytest.mark.parametrize("page", [page for page in PAGES if SNIPPETS[page]], ids=lambda page: page.stem)
+def test_snippets_of_a_page(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = prepare(tmp_path, monkeypatch)
+    state = torch.get_rng_state()
+    for snippet in SNIPPETS[page]:
+        exec(compile(snippet, str(page), "exec"), namespace)
+    torch.set_rng_state(state)
+
+
+def test_snippets_were_found():
+    pages = {str(page.relative_to(ROOT)) for page in PAGES if SNIPPETS[page]}
+    howto = {str(page.relative_to(ROOT)) for page in ROOT.glob("docs/howto/*.md")}
+    assert pages >= howto | {"README.md", "docs/index.md", "docs/certificates.md"}
+    assert len(howto) == 6
