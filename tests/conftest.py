@@ -26,6 +26,11 @@ BUDGETS = {1.0: 0.3, 2.0: 0.1, math.inf: 0.03}
 NORMS = tuple(BUDGETS)
 
 
+def dual(r: float) -> float:
+    """The exponent s with 1/r + 1/s = 1."""
+    return np.inf if r == 1 else 1.0 if math.isinf(r) else r / (r - 1)
+
+
 class Problem(NamedTuple):
     classifier: PyTorchClassifier
     x: np.ndarray
