@@ -12,11 +12,13 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_wdro._data import Split, load_data
 from art_wdro._files import check_target
+from art_wdro._geometry import GROUND_NORMS
 from art_wdro._models import load_classifier
 from art_wdro._report import empty_figure
 from art_wdro._training import CONSISTENCIES
 
 Command = Callable[..., None]
+NORMS = ", ".join(f"{r:g}" for r in GROUND_NORMS)
 PATH = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -63,7 +65,13 @@ SHARED = combined(
     click.option("--image-size", type=click.IntRange(1), help="Resize and crop the images of a folder."),
     click.option("--samples", type=click.IntRange(1), help="Use a random subset."),
     click.option("--p", type=Number(), default=2, show_default=True, help="Order of the Wasserstein distance."),
-    click.option("--norm", type=Number(), default="inf", show_default=True, help="Ground norm: 1, 2 or inf."),
+    click.option(
+        "--norm",
+        type=Number(),
+        default="inf",
+        show_default=True,
+        help=f"Ground norm: {NORMS}.",
+    ),
     click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True),
     PLACES,
 )

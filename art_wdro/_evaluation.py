@@ -100,7 +100,7 @@ def evaluate(
         ("none", None, lambda: (inputs.cpu().numpy(), 0.0)),
         *((name, attack.p, _runner(attack, inputs, labels)) for name, attack in attacks.items()),
     ]
-    if check_autoattack(classifier, autoattack):
+    if check_autoattack(classifier, autoattack, r):
         run = _autoattack_runner(classifier, inputs, labels, r, eps, batch_size)
         runs.insert(2, ("AutoAttack, standard", math.inf, run))
 
@@ -167,11 +167,12 @@ def _runner(attack: Attack, x: Tensor, labels: Tensor) -> Callable[[], tuple[np.
     return run
 
 
-def check_autoattack(classifier: PyTorchClassifier, wanted: bool | None) -> bool:
+def check_autoattack(classifier: PyTorchClassifier, wanted: bool | None, r: float = math.inf) -> bool:
     """Tell whether AutoAttack is to be run.
 
     :param classifier: The classifier.
     :param wanted: Whether the user wants it; None wants it where it is installed and fits.
+    :param r: Exponent of the ground norm.
     :raises ImportError: If it is wanted and not installed.
     :raises ValueError: If it is wanted and does not fit the classifier.
     """
@@ -179,9 +180,12 @@ def check_autoattack(classifier: PyTorchClassifier, wanted: bool | None) -> bool
     unit = bounds is not None and bool((bounds[0] == 0).all() and (bounds[1] == 1).all())
     images = len(classifier.input_shape) == 3
     if wanted is None:
-        return unit and images and classifier.nb_classes >= 4 and _autoattack_class() is not None
+        fits = unit and images and classifier.nb_classes >= 4 and r in NORM_NAMES
+        return fits and _autoattack_class() is not None
     if wanted and _autoattack_class() is None:
         raise ImportError("autoattack is True and the package is not installed: pip install pyautoattack")
+    if wanted and r not in NORM_NAMES:
+        raise ValueError(f"autoattack is True; it knows {', '.join(NORM_NAMES.values())}, and norm is {r:g}")
     if wanted and not unit:
         raise ValueError(f"autoattack is True; it needs clip_values (0, 1), and they are {classifier.clip_values}")
     if wanted and not images:

@@ -7,6 +7,7 @@ Everything here is a function of tensors alone. A perturbation `delta` has shape
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from art_wdro._norms import dual_exponent, per_sample, power_mean, sample_norms
 
 GROUND_NORMS: tuple[float, ...] = (1.0, 2.0, math.inf)
 """The ground norms l_r for which a direction and a projection exist below."""
+SIGN_NORMS = (1.0, math.inf)
+"""Those whose steepest direction is made of -1, 0 and 1."""
 BISECTIONS = 24
 """Halvings of an interval until its float32 numbers are exhausted."""
 
@@ -167,22 +170,36 @@ def project_in_box(delta: Tensor, radii: Tensor, r: float, lower: Tensor, upper:
         return clip(project_on_balls(delta, radii, r), lower, upper)
     size = delta.abs()
     room = torch.where(delta > 0, upper, -lower)
+    shrink, keeps, fits = _shrinking(size, radii, r)
 
     def shrunk(amount: Tensor) -> Tensor:
-        by = per_sample(amount, delta)
-        return torch.minimum(size * by if r == 2.0 else (size - by).clamp(min=0.0), room)
+        return torch.minimum(shrink(per_sample(amount, delta)), room)
 
-    # the norm of the result grows with `most` for l_2 and falls with it for l_1
-    length = sample_norms(delta, r)
-    least = (radii / torch.where(length > 0, length, 1.0)).clamp(max=1.0) if r == 2.0 else torch.zeros_like(radii)
-    most = torch.ones_like(radii) if r == 2.0 else sample_norms(delta, math.inf)
-    inside = sample_norms(torch.minimum(size, room), r) <= radii
+    inside = sample_norms(shrunk(keeps), r) <= radii
+    all_of_it = keeps
     for _ in range(BISECTIONS):
-        middle = (least + most) / 2
-        lower_it = (sample_norms(shrunk(middle), r) <= radii) ^ (r == 2.0)
-        least, most = torch.where(lower_it, least, middle), torch.where(lower_it, middle, most)
-    found = torch.where(inside, 1.0, least) if r == 2.0 else torch.where(inside, 0.0, most)
-    return shrunk(found).copysign(delta)
+        middle = (keeps + fits) / 2
+        fit = sample_norms(shrunk(middle), r) <= radii
+        keeps, fits = torch.where(fit, keeps, middle), torch.where(fit, middle, fits)
+    return shrunk(torch.where(inside, all_of_it, fits)).copysign(delta)
+
+
+def _shrinking(size: Tensor, radii: Tensor, r: float) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
+    """Return how the projection on an l_r ball shrinks sizes, by one number a sample.
+
+    :param size: |delta|, (N, ...).
+    :param radii: Radii, (N,).
+    :param r: Exponent of the ground norm.
+    :return: The function of such numbers, shaped to multiply `size`; the number that leaves a sample as it is, and one
+        at which it is in its ball, both (N,).
+    """
+    if r == 2.0:
+        length = sample_norms(size, r)
+        least = (radii / torch.where(length > 0, length, 1.0)).clamp(max=1.0)
+        return lambda scale: size * scale, torch.ones_like(radii), least
+    if r == 1.0:
+        return lambda by: (size - by).clamp(min=0.0), torch.zeros_like(radii), sample_norms(size, math.inf)
+    raise NotImplementedError(f"no projection in a box for the ground norm l_{r}")
 
 
 def project(delta: Tensor, eps: Tensor | float, p: float, r: float) -> Tensor:

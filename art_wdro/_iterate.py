@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from art_wdro._coupling import Gather
-from art_wdro._geometry import allowed_radii, clip, displace, movable_coordinates, project_on_balls, sample_direction
+from art_wdro._geometry import (
+    SIGN_NORMS,
+    allowed_radii,
+    clip,
+    displace,
+    movable_coordinates,
+    project_on_balls,
+    sample_direction,
+)
 from art_wdro._norms import dual_norms, per_sample, sample_norms
 from art_wdro._rows import Rows, Some, parts, staged
 
@@ -84,8 +92,8 @@ class Iterate:
         self._data, self._threat = data, threat
         self._parts = parts(len(data), data.at_once(batch_size))
         self._norms = torch.empty_like(self.slopes)
-        # h(g) is -1, 0 or 1 for l_inf and l_1, and one byte holds that
-        self._directions = data.like(torch.float32 if threat.r == 2.0 else torch.int8)
+        # one byte holds a sign
+        self._directions = data.like(torch.int8 if threat.r in SIGN_NORMS else torch.float32)
 
     def take_direction(self, rows: Some, point: Tensor, gradient: Tensor) -> None:
         """Note the dual norm and the steepest direction of some samples' gradients at their points."""
@@ -95,7 +103,7 @@ class Iterate:
         free = movable_coordinates(point, gradient, *box) if box is not None and r == 1.0 else None
         direction = sample_direction(gradient, r, free)
         # a length of 0 cancels any byte, but not NaN
-        self._directions[rows] = direction.nan_to_num_(0.0, 0.0, 0.0) if r == 2.0 else direction
+        self._directions[rows] = direction if r in SIGN_NORMS else direction.nan_to_num_(0.0, 0.0, 0.0)
 
     def step(self, lengths: Tensor, eps: Tensor, best: Best | None) -> Tensor:
         """Move every sample by its length along its direction, and project into the ball of radius eps.

@@ -182,6 +182,8 @@ LOSSES: dict[str, _Objective] = {
     "redlr": _Objective(redlr, redlr_towards_target),
 }
 """The losses an attack knows by name."""
+RECTIFIED = (redlr, redlr_towards_target)
+"""Those that are flat once a sample is where the attacker wants it: an attack leaves it out from then on."""
 
 
 def attack_objective(loss: str | PerSampleLoss, targeted: bool = False) -> PerSampleLoss:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from art_wdro._geometry import GROUND_NORMS
 from art_wdro._intervals import WIDENING
 from art_wdro._jacobian_bounds import Jacobian, Region
 from art_wdro._layers import Affine, Node
@@ -23,6 +22,8 @@ from art_wdro._norms import dual_exponent, sample_norms
 DENSE = 2**25
 """Entries of the largest matrix whose spectral norm is computed; beyond, a bound by row and column sums serves."""
 
+OPERATOR_NORMS = (1.0, 2.0, math.inf)
+"""Exponents for which operator norms are bounded; other ground norms are compared with these."""
 OperatorNorms = dict[int, dict[float, float]]
 """Operator norms of affine maps by node and exponent."""
 
@@ -95,19 +96,21 @@ class JacobianNorms:
         inputs = region.values[0].lower[0].numel()
         norms = operator_norms(nodes, [values.lower.shape[1:] for values in region.values]) if norms is None else norms
         self.r = r
-        self.constants = {t: lipschitz_constants(nodes, region, t, norms) for t in GROUND_NORMS}
+        self.constants = {t: lipschitz_constants(nodes, region, t, norms) for t in OPERATOR_NORMS}
         # ||x||_t <= factor ||x||_r
-        self.factors = {t: inputs ** max(0.0, 1 / t - 1 / r) for t in GROUND_NORMS}
+        self.factors = {t: inputs ** max(0.0, 1 / t - 1 / r) for t in OPERATOR_NORMS}
 
     def product(self, rows: Tensor) -> Tensor:
-        """Return the bound for combinations of the logits, (M, K), by the product of l_r operator norms alone, (M,)."""
-        return sample_norms(rows, dual_exponent(self.r)) * self.constants[self.r][-1]
+        """Return the bound for combinations of the logits, (M, K), by the product of operator norms alone, (M,)."""
+        exponents = (self.r,) if self.r in OPERATOR_NORMS else OPERATOR_NORMS
+        found = [sample_norms(rows, dual_exponent(t)) * self.constants[t][-1] * self.factors[t] for t in exponents]
+        return torch.stack(found).amin(0)
 
     def bound(self, jacobian: Jacobian) -> Tensor:
         """Return the least bound over all ways to cut the network in two, (B,)."""
         found = [
             sample_norms(weights, dual_exponent(t)) * self.constants[t][index] * self.factors[t]
             for index, weights in jacobian.cuts.items()
-            for t in GROUND_NORMS
+            for t in OPERATOR_NORMS
         ]
         return torch.stack(found).amin(0) * (1 + WIDENING)

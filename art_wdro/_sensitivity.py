@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from art_wdro._coupling import Gather, alone
-from art_wdro._losses import PerSampleLoss, as_float, redlr, redlr_towards_target
+from art_wdro._losses import RECTIFIED, PerSampleLoss, as_float
 from art_wdro._norms import dual_exponent, dual_norms, mean_of_sums, merged_sums, power_sums
 
 
@@ -44,7 +44,7 @@ class Objective:
     @property
     def rectified(self) -> bool:
         """Whether the loss is flat for every sample that no longer stands."""
-        return self.loss in (redlr, redlr_towards_target)
+        return self.loss in RECTIFIED
 
     def value(self, x: Tensor, labels: Tensor) -> Value:
         """Evaluate without a gradient."""

@@ -22,8 +22,13 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 ORDERS = (1.5, 2.0, 3.0, math.inf)
-NORMS = (1.0, 2.0, math.inf)
 BUDGETS = {1.0: 0.3, 2.0: 0.1, math.inf: 0.03}
+NORMS = tuple(BUDGETS)
+
+
+def dual(r: float) -> float:
+    """The exponent s with 1/r + 1/s = 1."""
+    return np.inf if r == 1 else 1.0 if math.isinf(r) else r / (r - 1)
 
 
 class Problem(NamedTuple):

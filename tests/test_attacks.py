@@ -26,7 +26,7 @@ from art_wdro._ascent import ascend, step_lengths
 from art_wdro._losses import attack_objective
 from art_wdro._preprocessing import preprocessing
 from art_wdro._sensitivity import Objective
-from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, digits, linear_problem, make_classifier
+from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, digits, dual, linear_problem, make_classifier
 
 THREATS = list(itertools.product(ORDERS, NORMS))
 
@@ -52,7 +52,7 @@ def weights(problem: Problem) -> np.ndarray:
 def test_upsilon_is_the_closed_form_and_the_loss_rises_by_eps_upsilon(p, norm):
     problem = linear_problem(clip_values=None)
     w = weights(problem)[problem.y]
-    s = {1.0: np.inf, 2.0: 2.0, np.inf: 1.0}[norm]
+    s = dual(norm)
     q = 1.0 if math.isinf(p) else p / (p - 1)
     expected = np.mean(np.linalg.norm(w, ord=s, axis=1) ** q) ** (1 / q)
     upsilon = sensitivity(problem.classifier, problem.x, problem.y, p, norm, loss=negative_label_logit)
@@ -74,7 +74,7 @@ def test_equals_a_slow_reference(p, norm, clip_values):
     alpha = 1.875 * eps / steps
     w, b = weights(problem), problem.classifier.model[-1].bias.detach().double().numpy()
     x = problem.x.astype(np.float64)
-    s = {1.0: np.inf, 2.0: 2.0, np.inf: 1.0}[norm]
+    s = dual(norm)
     q = 1.0 if math.isinf(p) else p / (p - 1)
     current, best, best_key = x.copy(), None, None
     for step in range(steps + 1):

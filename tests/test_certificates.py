@@ -173,7 +173,7 @@ def test_no_sampled_gradient_exceeds_the_upper_bound_on_thousands_of_networks():
     for seed in range(2000):
         sizes = [(2, 4, 3), (3, 5, 4, 3), (6, 8, 4), (4, 3, 3, 3, 3)][seed % 4]
         model = dense(sizes, ACTIVATIONS[names[seed % len(names)]], seed, gain=1 + seed % 3)
-        r, rows = NORMS[seed % 3], class_pairs(sizes[-1])[0]
+        r, rows = NORMS[seed % len(NORMS)], class_pairs(sizes[-1])[0]
         radius = (0.01, 0.1, 0.3, 2.0)[(seed // 4) % 4]
         centre = torch.rand(1, sizes[0], dtype=torch.float64, generator=generator)
         ball = Ball(centre, torch.tensor([radius], dtype=torch.float64), r, unit_box(sizes[0]))

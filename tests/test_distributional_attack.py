@@ -14,7 +14,7 @@ from art_wdro import (
     knapsack_accuracy,
 )
 from art_wdro._norms import sample_norms
-from tests.conftest import BUDGETS, NORMS, digits, linear_problem
+from tests.conftest import BUDGETS, NORMS, digits, dual, linear_problem
 
 
 def lengths(x, adversarial, r):
@@ -27,7 +27,7 @@ def exact_distances(problem, r):
     weight, bias = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
     logits = problem.x.astype(float) @ weight.T + bias
     own = logits[np.arange(len(problem.y)), problem.y]
-    s = {1.0: np.inf, 2.0: 2, np.inf: 1}[r]
+    s = dual(r)
     slopes = np.linalg.norm(weight[None] - weight[problem.y][:, None], ord=s, axis=2)
     slopes[np.arange(len(problem.y)), problem.y] = np.nan
     return np.maximum(np.nanmin((own[:, None] - logits) / slopes, 1), 0)

@@ -19,6 +19,7 @@ from art_wdro import (
     knapsack_accuracy,
     sensitivity,
 )
+from art_wdro._geometry import GROUND_NORMS
 from tests.conftest import Problem, make_classifier
 
 SHAPES = [(1,), (4,), (1, 1, 3), (2, 3, 2), (3, 2)]
@@ -78,7 +79,7 @@ def problems(draw) -> tuple[Problem, object, tuple[float, float] | None]:
 
 BUDGETS = st.one_of(st.just(0.0), st.sampled_from([1e-12, 1e-6, 1e3, 1e8]), st.floats(1e-3, 2.0))
 ORDERS = st.one_of(st.sampled_from([1.001, 2.0, 50.0, np.inf]), st.floats(1.01, 8.0))
-NORMS = st.sampled_from([1, 2, np.inf, "inf"])
+NORMS = st.sampled_from([*GROUND_NORMS, 1, 2, "inf"])
 LOSSES = st.sampled_from(["ce", "redlr", "dlr"])
 
 
