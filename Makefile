@@ -22,7 +22,7 @@ lint: $(VENV)/.test
 # One thread, so that figures do not depend on the number of cores.
 docs: export OMP_NUM_THREADS = 1
 docs: $(VENV)/.docs
-	$(BIN)/sphinx-build -c docs -d build/doctrees -W --keep-going -n $(ARGS) . build/docs
+	$(BIN)/sphinx-build -c docs -d build/doctrees -E -W --keep-going -n $(ARGS) . build/docs
 
 notebooks: export OMP_NUM_THREADS = 1
 notebooks: $(VENV)/.docs

@@ -60,6 +60,7 @@ html_css_files = ["site.css"]
 templates_path = ["_templates"]
 html_additional_pages = {"index": "redirect.html"}
 html_show_sphinx = False
+html_show_copyright = False
 
 
 def escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -67,15 +68,22 @@ def escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: l
     lines[:] = [re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", line) for line in lines]
 
 
+def mathml(node: nodes.Element, as_block: bool = False) -> str:
+    """Convert a formula; the bars of norms keep the height of a letter, or only the left one would grow."""
+    return re.sub(
+        r"<mo>([\u2016|])</mo>", r'<mo stretchy="false">\1</mo>', tex2mathml(node.astext(), as_block=as_block)
+    )
+
+
 def visit_math(self: Any, node: nodes.math) -> None:
     """Write a formula as MathML, which needs no script and no network."""
-    self.body.append(tex2mathml(node.astext()))
+    self.body.append(mathml(node))
     raise nodes.SkipNode
 
 
 def visit_math_block(self: Any, node: nodes.math_block) -> None:
     """Write a displayed formula as MathML."""
-    self.body.append(f'<div class="math-block">{tex2mathml(node.astext(), as_block=True)}</div>')
+    self.body.append(f'<div class="math-block">{mathml(node, as_block=True)}</div>')
     raise nodes.SkipNode
 
 

@@ -81,8 +81,8 @@ def measure():
     knapsack.generate(x_test, y_test)
     return {
         "clean": adversarial_accuracy(classifier, x_test, y_test, eps=0.0),
-        "$W_\\infty$, PGD": adversarial_accuracy(classifier, x_test, y_test, pgd),
-        "$W_2$, knapsack": knapsack_accuracy(knapsack.distances_, eps, p=2),
+        "W_inf, PGD": adversarial_accuracy(classifier, x_test, y_test, pgd),
+        "W_2, knapsack": knapsack_accuracy(knapsack.distances_, eps, p=2),
     }, knapsack.distances_
 
 
@@ -148,13 +148,13 @@ curves.legend()
 plt.show()
 
 # %%
-before, art, ours = (results[name][0]["$W_2$, knapsack"] for name in results)
+before, art, ours = (results[name][0]["W_2, knapsack"] for name in results)
 error = np.sqrt(ours * (1 - ours) / len(x_test))
 print("gain under the knapsack, in points:")
 print(f"{100 * (ours - before):+.1f} by the distributional trainer, {100 * (art - before):+.1f} by ART's")
 print(f"standard error of one such accuracy on {len(x_test)} images: about {100 * error:.1f} points")
 
 # %% [markdown]
-# Most of the gain comes from the further training; what is left between the two trainers has to be held against the
-# standard error. This is one run of a small network. The
+# ART's trainer, continued, gains as well; only the difference between the two is due to the distributional attack, and it
+# has to be held against the standard error. This is one run of a small network. The
 # [results](../../docs/results/README.md) have several seeds, other data, and the cases in which nothing is gained.
