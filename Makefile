@@ -26,7 +26,7 @@ docs: $(VENV)/.docs
 
 notebooks: export OMP_NUM_THREADS = 1
 notebooks: $(VENV)/.docs
-	$(BIN)/jupytext --to ipynb --execute $(or $(ARGS),examples/notebooks/*.py)
+	$(BIN)/jupytext --to ipynb --set-kernel python3 --execute $(or $(ARGS),examples/notebooks/*.py)
 
 bench: $(VENV)/.bench
 	$(BIN)/pip install --disable-pip-version-check --no-deps adv-lib==0.2.8  # it wants a server for plots

@@ -155,6 +155,6 @@ print(f"{100 * (ours - before):+.1f} by the distributional trainer, {100 * (art 
 print(f"standard error of one such accuracy on {len(x_test)} images: about {100 * error:.1f} points")
 
 # %% [markdown]
-# ART's trainer, continued, gains as well; only the difference between the two is due to the distributional attack, and it
-# has to be held against the standard error. This is one run of a small network. The
+# ART's trainer, continued, gains as well; only the difference between the two is due to the distributional attack, and
+# it has to be held against the standard error. This is one run of a small network. The
 # [results](../../docs/results/README.md) have several seeds, other data, and the cases in which nothing is gained.
