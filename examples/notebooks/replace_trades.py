@@ -39,12 +39,12 @@ class Network(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
+            nn.Conv2d(1, 16, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(1024, 128),
+            nn.Linear(512, 128),
             nn.ReLU(),
         )
         self.head = nn.Linear(128, 10)
@@ -64,7 +64,7 @@ classifier = PyTorchClassifier(
     clip_values=(0, 1),
 )
 eps = 0.1
-pgd = ProjectedGradientDescent(classifier, eps=eps, eps_step=eps / 5, max_iter=10, verbose=False)
+pgd = ProjectedGradientDescent(classifier, eps=eps, eps_step=eps / 3, max_iter=5, verbose=False)
 trainer = AdversarialTrainerTRADESPyTorch(classifier, pgd, beta=6.0)
 trainer.fit(x_train, y_train, batch_size=64, nb_epochs=10)
 
@@ -116,7 +116,7 @@ trainer.fit(x_train, y_train, batch_size=64, nb_epochs=epochs)
 results["ART's TRADES"] = measure()
 
 go_back()
-trainer = DistributionalTRADESTrainer(classifier, beta=6.0, eps=eps, max_iter=10, seed=0, verbose=False)
+trainer = DistributionalTRADESTrainer(classifier, beta=6.0, eps=eps, max_iter=5, seed=0, verbose=False)
 trainer.fit(x_train, y_train, batch_size=64, nb_epochs=epochs)
 results["distributional"] = measure()
 
