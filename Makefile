@@ -51,11 +51,11 @@ package: $(VENV)/.package
 # One thread, so that figures do not depend on the number of cores.
 docs: export OMP_NUM_THREADS = 1
 docs: $(VENV)/.docs
-	$(BIN)/sphinx-build -c docs -d build/doctrees -W --keep-going -n $(ARGS) . build/docs
+	$(BIN)/sphinx-build -c docs -d build/doctrees -E -W --keep-going -n $(ARGS) . build/docs
 
 notebooks: export OMP_NUM_THREADS = 1
 notebooks: $(VENV)/.docs
-	$(BIN)/jupytext --to ipynb --execute $(or $(ARGS),examples/notebooks/*.py)
+	$(BIN)/jupytext --to ipynb --set-kernel python3 --execute $(or $(ARGS),examples/notebooks/*.py)
 
 bench: $(VENV)/.bench
 	$(BIN)/pip install --disable-pip-version-check --no-deps adv-lib==0.2.8  # it wants a server for plots

@@ -47,6 +47,7 @@ nb_render_image_options = {"width": "100%"}
 
 # docstrings
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # the parameters' text says types and shapes
 autoclass_content = "both"
 default_role = "code"
@@ -60,28 +61,37 @@ html_css_files = ["site.css"]
 templates_path = ["_templates"]
 html_additional_pages = {"index": "redirect.html"}
 html_show_sphinx = False
+html_show_copyright = False
 
 
-def escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Keep reST from reading the norms ||x|| in a docstring as substitutions."""
+def adapt(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep reST from reading the norms ||x|| in a docstring as substitutions, and link the pages that it names."""
     lines[:] = [re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", line) for line in lines]
+    lines[:] = [re.sub(r"docs/(\w+)\.md", r":doc:`docs/\1.md </docs/\1>`", line) for line in lines]
+
+
+def mathml(node: nodes.Element, as_block: bool = False) -> str:
+    """Convert a formula; the bars of norms keep the height of a letter, or only the left one would grow."""
+    return re.sub(
+        r"<mo>([\u2016|])</mo>", r'<mo stretchy="false">\1</mo>', tex2mathml(node.astext(), as_block=as_block)
+    )
 
 
 def visit_math(self: Any, node: nodes.math) -> None:
     """Write a formula as MathML, which needs no script and no network."""
-    self.body.append(tex2mathml(node.astext()))
+    self.body.append(mathml(node))
     raise nodes.SkipNode
 
 
 def visit_math_block(self: Any, node: nodes.math_block) -> None:
     """Write a displayed formula as MathML."""
-    self.body.append(f'<div class="math-block">{tex2mathml(node.astext(), as_block=True)}</div>')
+    self.body.append(f'<div class="math-block">{mathml(node, as_block=True)}</div>')
     raise nodes.SkipNode
 
 
 def setup(app: Any) -> None:
     """Register what this file adds to Sphinx."""
-    app.connect("autodoc-process-docstring", escape_bars)
+    app.connect("autodoc-process-docstring", adapt)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
 
 

@@ -87,7 +87,7 @@ for name, found in attacked.items():
     )
 
 # %% [markdown]
-# All three are allowed under W_2: the mean of squares is within eps^2 even where single images move several times eps.
+# All three are allowed under W_2: the mean of squares is within eps^2 even where images move further than eps.
 # The pointwise attack is the weakest of them, since its budget on images far from any other class is wasted, and so is
 # what it spends beyond the boundary.
 

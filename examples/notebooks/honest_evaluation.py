@@ -87,7 +87,7 @@ axes.plot(budgets, 100 * certified, "--", linewidth=2.5, label="certified")
 axes.fill_between(budgets, 100 * certified, 100 * knapsack, alpha=0.2, label="where the truth is")
 axes.set(xlabel="budget eps under $W_2$, $l_\\infty$", ylabel="accuracy in %", ylim=(0, 102), xlim=(0, 0.12))
 axes.set_title(f"{len(x_test)} test images of the digits")
-axes.legend(loc="upper right")
+axes.legend(loc="lower left")
 plt.show()
 
 # %%
