@@ -101,7 +101,7 @@ def go_back():
 # ## As many epochs more, in both ways
 #
 # Fine-tuning starts from the robust network. A longer training could gain by being longer, so ART's trainer goes on for
-# as many epochs with the same optimiser. These are the two lines that differ:
+# as many epochs with the same optimiser. Beside the import one line differs, the constructor, before and after:
 #
 # ```python
 # trainer = AdversarialTrainerTRADESPyTorch(classifier, pgd, beta=6.0)
