@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -40,8 +42,11 @@ def replicated(network: nn.Module, logits_of: Callable[[Tensor], Tensor], ranks:
     forward = Forward(network, logits_of)
     if ranks is None or not any(weight.requires_grad for weight in forward.parameters()):
         return forward
+    # newer versions of torch warn of the old name
+    new = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    setting: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
     replica: nn.Module = DistributedDataParallel(
-        forward, process_group=ranks.group, broadcast_buffers=False, find_unused_parameters=True
+        forward, process_group=ranks.group, find_unused_parameters=True, **setting
     )
     return replica
 
