@@ -343,12 +343,12 @@ def run_cell(name: str, cell: dict[str, Any], folder: Path, data: tuple[Split, S
 
 
 def autoattack(name: str, folder: Path, data_dir: str) -> None:
-    """Run AutoAttack, standard, on images that the searches leave standing, in all cells that lack its figure."""
+    """Run AutoAttack, standard, on images that the searches leave standing, in the first seed's cells of the table."""
     setting = SETTINGS[name]
     test = data_of(setting, data_dir)[1].choose(np.arange(AUTOATTACK_IMAGES))
     for cell in in_table(read(folder / name)):
         file = file_of(folder / name, cell["cell"])
-        if "autoattack" in cell or "failed" in cell:
+        if "autoattack" in cell or "failed" in cell or cell["cell"]["seed"] not in (SEEDS[0], None):
             continue
         classifier = classifier_for(name, 0.0)
         classifier.model.load_state_dict(torch.load(file.with_suffix(".pt"), weights_only=True))
