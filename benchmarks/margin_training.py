@@ -43,8 +43,8 @@ from art_wdro import (
 from art_wdro._boundary import boundary
 from art_wdro._data import Split, load_data
 from art_wdro._evaluation import _autoattack_runner
-from art_wdro._experiments import paper_figures
 from art_wdro._files import write_atomically, write_text
+from art_wdro._protocol import paper_figures
 
 SEEDS = (0, 1, 2)
 MAX_ITER = 10
