@@ -124,12 +124,11 @@ METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "margin, one budget": (MARGIN, {"budgets": 1, "beta": 1.0}),
     "margin, augmented": (type("AugmentedMargin", (Augmented, MARGIN), {}), {}),
     "margin, weights perturbed": (type("PerturbedMargin", (WeightPerturbed, MARGIN), {}), {}),
-    "paper, augmented": (type("AugmentedPaper", (Augmented, PAPER), {}), {}),
 }
 """Classes and their options; names that differ after ", beta" are choices within one method."""
 COMPARED = ("TRADES", "max-margin", "paper", "paper, combined", "paper, longer steps", "margin")
 FEW = ("TRADES", "paper", "paper, longer steps", "margin")
-REMEDIES = ("margin, one budget", "margin, augmented", "margin, weights perturbed", "paper, augmented")
+REMEDIES = ("margin, one budget", "margin, augmented", "margin, weights perturbed")
 RATES = {"constant": 0.01, "cosine 0.03": 0.03, "cosine 0.1": 0.1}
 """The paper's learning rate, and the highest of rates that fall to 0 along a cosine."""
 FASHION, FASHION_EPS = ("torchvision:FashionMNIST", "torchvision:FashionMNIST", "fashion-mnist"), 0.1
@@ -148,7 +147,7 @@ SETTINGS = {
     ),
     "cifar10": Setting(
         *(*CIFAR, False, 0.0, CIFAR_EPS, True, 3000, 4, 256, 500, 2000, 1000, *CIFAR_SEARCH, "bfloat16"),
-        (*COMPARED, "margin, weights perturbed"),
+        COMPARED,
         ("cosine 0.03", "cosine 0.1"),
     ),
     "cifar10-scratch": Setting(
