@@ -42,7 +42,7 @@ def row(name: str, folder: Path, cell: dict[str, Any], train: Split, test: Split
     classifier = classifier_for(name, 0.0)
     weights = file_of(folder, cell["cell"]).with_suffix(".pt")
     classifier.model.load_state_dict(torch.load(weights, weights_only=True))
-    found = np.array([np.inf if value is None else value for value in cell["distances"]]) / setting.eps
+    found = np.array(cell["distances"]) / setting.eps
     seen = np.random.default_rng(SEEDS[0]).permutation(len(train.x))[: setting.test_images]
     test = test.choose(np.arange(setting.test_images))
     areas = [

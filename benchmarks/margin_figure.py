@@ -38,6 +38,7 @@ def main() -> None:
     for name, colour in zip(args.methods, COLOURS, strict=True):
         method, _, rate = name.partition("/")
         own = [c for c in cells if c["cell"]["method"] == method and rate in ("", c["cell"]["rate"])]
+        own = [c for c in own if "failed" not in c]
         eps = own[0]["setting"]["eps"]
         curves = 100 * np.array([knapsack_accuracy(np.array(c["distances"], float), BUDGETS * eps) for c in own])
         axes.plot(BUDGETS * eps, curves.mean(0), color=colour, label=method)

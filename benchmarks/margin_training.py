@@ -6,7 +6,8 @@
     python benchmarks/margin_training.py table fashion-mnist
 
 DIR is as for experiments.py. Every cell, one method and one seed, is kept in runs/margin; a run that is stopped goes on
-where it was. Methods see the same images in the same order, with equally many gradient evaluations a sample. Each may
+where it was. Methods see the same images in the same order, with at most 10 gradient evaluations a sample in each inner
+problem (the combined objective has two, and perturbed weights cost one more pass). Each may
 take one of several learning rates, and the margin trainer one of several weights: the first seed and validation images
 decide, the other seeds follow, and the table is of other test images.
 """
@@ -176,7 +177,7 @@ class Counter:
 def classifier_for(name: str, rate: float) -> PyTorchClassifier:
     """Return the network that all methods start from."""
     setting = SETTINGS[name]
-    model = untrained(setting.network) if setting.scratch else pretrained(setting.network)
+    model = (untrained(setting.network) if setting.scratch else pretrained(setting.network)).eval()
     return PyTorchClassifier(
         model,
         loss=nn.CrossEntropyLoss(),
@@ -234,6 +235,7 @@ def distances(classifier: PyTorchClassifier, data: Split, setting: Setting) -> n
 
 def searched(classifier: PyTorchClassifier, data: Split, reach: float, max_iter: int) -> np.ndarray:
     """Return the least l_inf distances that the training's search finds within reach."""
+    assert not classifier.model.training
     box = torch.tensor(0.0), torch.tensor(1.0)
     batches = zip(torch.from_numpy(data.x).split(250), torch.from_numpy(data.y).split(250), strict=True)
     setting = {"reach": reach, "max_iter": max_iter, "box": box}
@@ -269,10 +271,11 @@ def choices(method: str) -> str:
     return method.partition(", beta")[0]
 
 
-def chosen(cells: list[dict[str, Any]], start: dict[str, Any]) -> dict[str, Any]:
+def chosen(cells: list[dict[str, Any]], start: dict[str, Any]) -> dict[str, Any] | None:
     """Choose among cells of the first seed: the largest area on the validation images without loss of clean accuracy.
 
-    Where every cell loses more than `CLEAN_LOSS`, the one that loses least; from scratch there is nothing to lose.
+    Where every cell loses more than `CLEAN_LOSS`, the one that loses least; from scratch there is nothing to lose. None
+    if all of them failed.
     """
     scratch = start["setting"]["scratch"]
     floor = 0.0 if scratch else start["validation"]["clean"] - CLEAN_LOSS
@@ -280,7 +283,7 @@ def chosen(cells: list[dict[str, Any]], start: dict[str, Any]) -> dict[str, Any]
     kept = [cell for cell in usable if cell["validation"]["clean"] >= floor]
     if kept:
         return max(kept, key=lambda cell: cell["validation"]["area"])
-    return max(usable, key=lambda cell: cell["validation"]["clean"])
+    return max(usable, key=lambda cell: cell["validation"]["clean"], default=None)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -295,29 +298,30 @@ def file_of(folder: Path, cell: dict[str, Any]) -> Path:
 
 
 def run(name: str, folder: Path, data_dir: str, methods: Sequence[str], seeds: list[int]) -> None:
-    """Run the first seed with all choices, and the other seeds with what they led to; cells that are there stay."""
+    """Run the first seed with all choices, and other seeds with what they led to; cells that are there stay."""
     setting = SETTINGS[name]
     data = data_of(setting, data_dir)
-    first, *others = seeds
     start = run_cell(name, {"method": "start", "rate": None, "seed": None}, folder, data)
     for method in {choices(method): None for method in methods}:
         found = [
-            run_cell(name, {"method": m, "rate": rate, "seed": first}, folder, data)
-            for m in methods
+            run_cell(name, {"method": m, "rate": rate, "seed": SEEDS[0]}, folder, data)
+            for m in setting.methods
             if choices(m) == method
             for rate in setting.rates_of(m)
         ]
-        best = chosen(found, start)["cell"]
-        for seed in () if method in REMEDIES else others:
-            run_cell(name, {**best, "seed": seed}, folder, data)
+        best = chosen(found, start)
+        for seed in () if method in REMEDIES or best is None else seeds:
+            run_cell(name, {**best["cell"], "seed": seed}, folder, data)
 
 
 def data_of(setting: Setting, data_dir: str) -> tuple[Split, Split]:
     """Return the training images, and the test images in their random order, those for validation last."""
     sources = [str(Path(data_dir) / s) if s.endswith(".npz") else s for s in (setting.data, setting.test_data)]
     train, test = (load_data(source, number == 0, data_dir, False) for number, source in enumerate(sources))
-    rows = np.random.default_rng(0).permutation(len(test.x))[: setting.more_images + setting.validation_images]
-    return train, test.choose(rows)
+    wanted = setting.more_images + setting.validation_images
+    if len(test.x) < wanted:
+        raise ValueError(f"{setting.test_data} has {len(test.x)} images; needed are {wanted}")
+    return train, test.choose(np.random.default_rng(0).permutation(len(test.x))[:wanted])
 
 
 def run_cell(name: str, cell: dict[str, Any], folder: Path, data: tuple[Split, Split]) -> dict[str, Any]:
@@ -338,7 +342,15 @@ def run_cell(name: str, cell: dict[str, Any], folder: Path, data: tuple[Split, S
         file.with_suffix(".ckpt").unlink(missing_ok=True)
         shown = {key: round(100 * gave[key], 2) for key in ("clean", "winf", "area", "wpgd") if key in gave}
         print(json.dumps({**cell, **shown, "seconds": round(time.perf_counter() - started)}), flush=True)
-    return json.loads(file.read_text(encoding="utf-8"))
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if measured(found["setting"]) != measured(json.loads(json.dumps(setting._asdict()))):
+        raise ValueError(f"{file} was made with another setting; move it away")
+    return found
+
+
+def measured(setting: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a setting that figures depend on."""
+    return {key: value for key, value in setting.items() if key not in ("methods", "rates")}
 
 
 def autoattack(name: str, folder: Path, data_dir: str) -> None:
@@ -353,11 +365,20 @@ def autoattack(name: str, folder: Path, data_dir: str) -> None:
         classifier.model.load_state_dict(torch.load(file.with_suffix(".pt"), weights_only=True))
         standing = np.flatnonzero(np.array(cell["distances"][:AUTOATTACK_IMAGES]) > setting.eps)
         x, y = (torch.from_numpy(part[standing]) for part in test)
-        adversarial, _ = _autoattack_runner(classifier, x, y, math.inf, setting.eps, 250)()
-        right = classifier.predict(adversarial).argmax(1) == y.numpy()
+        right = np.zeros(0, bool)
+        if len(standing):
+            adversarial, _ = _autoattack_runner(classifier, x, y, math.inf, setting.eps, 250)()
+            right = classifier.predict(adversarial).argmax(1) == y.numpy()
         cell["autoattack"] = float(right.sum() / AUTOATTACK_IMAGES)
         write_text(file, json.dumps(cell, indent=1))
-        print(json.dumps({**cell["cell"], "searches": len(standing) / 2, "autoattack": right.sum() / 2}), flush=True)
+        print(json.dumps({**cell["cell"], **both(cell)}), flush=True)
+
+
+def both(cell: dict[str, Any]) -> dict[str, float]:
+    """Return W_inf accuracy in % on AutoAttack's images: by the searches, and by AutoAttack on top of them."""
+    found = np.array(cell["distances"][:AUTOATTACK_IMAGES])
+    searches = float((found > cell["setting"]["eps"]).mean())
+    return {"searches": round(100 * searches, 1), "autoattack": round(100 * cell["autoattack"], 1)}
 
 
 def in_table(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -366,9 +387,12 @@ def in_table(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kept = [start]
     for method in {choices(cell["cell"]["method"]): None for cell in cells if cell is not start}:
         own = [cell for cell in cells if choices(cell["cell"]["method"]) == method]
-        best = chosen([cell for cell in own if cell["cell"]["seed"] == SEEDS[0]], start)["cell"]
-        several = {group_of(cell) for cell in own if cell["cell"]["seed"] != SEEDS[0]} | {group_of({"cell": best})}
-        kept += [cell for cell in own if group_of(cell) in several]
+        best = chosen([cell for cell in own if cell["cell"]["seed"] == SEEDS[0]], start)
+        several = {group_of(cell) for cell in own if cell["cell"]["seed"] != SEEDS[0]}
+        for cell in own:
+            cell["chosen"] = best is not None and group_of(cell) == group_of(best)
+            if cell["chosen"] or group_of(cell) in several:
+                kept.append(cell)
     return kept
 
 
@@ -379,21 +403,26 @@ def group_of(cell: dict[str, Any]) -> str:
 
 
 def table(name: str, folder: Path, out: Path | None) -> None:
-    """Print mean and standard deviation over seeds of the chosen cells, and the choices; keep all cells."""
+    """Print mean and standard deviation over seeds of the chosen cells, in bold, and the choices; keep all cells."""
     cells = read(folder / name)
     groups: dict[str, list[dict[str, Any]]] = {}
     for cell in in_table(cells):
-        groups.setdefault(group_of(cell), []).append(cell)
-    print("| | clean | W_inf | AutoAttack | " + " | ".join(f"{share:g} eps" for share in SHARES), end=" | ")
+        if "failed" in cell:
+            print(f"{cell['cell']} failed: {cell['failed']}")
+            continue
+        groups.setdefault(f"**{group_of(cell)}**" if cell.get("chosen") else group_of(cell), []).append(cell)
+    print("| | clean | W_inf | searches / AutoAttack | " + " | ".join(f"{share:g} eps" for share in SHARES), end=" | ")
     print("area | W-PGD-20 | clean, more | W_inf, more | area, more | gradients | seconds |")
     print("| --- " * (len(SHARES) + 11) + "|")
     for group, rows in sorted(groups.items(), key=lambda item: statistics.mean(row["area"] for row in item[1])):
-        columns = [[100 * row[key] for row in rows if key in row] for key in ("clean", "winf", "autoattack")]
+        columns = [[100 * row[key] for row in rows] for key in ("clean", "winf")]
+        pair = next((" / ".join(map(str, both(row).values())) for row in rows if "autoattack" in row), "")
         columns += [[100 * row["curve"][place] for row in rows] for place in range(len(SHARES))]
         columns += [[100 * row[key] for row in rows] for key in ("area", "wpgd")]
         columns += [[100 * row["more"][key] for row in rows] for key in ("clean", "winf", "area")]
         columns += [[row[key] for row in rows if row.get(key)] for key in ("gradients", "seconds")]
-        print(f"| {group} | " + " | ".join(map(spread, columns)) + " |")
+        entries = [*map(spread, columns)]
+        print(f"| {group} | " + " | ".join([*entries[:2], pair, *entries[2:]]) + " |")
     print("\n| choices, first seed, validation images | clean | W_inf | area |\n| --- | --- | --- | --- |")
     for cell in cells:
         if cell["cell"]["seed"] in (SEEDS[0], None):

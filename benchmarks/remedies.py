@@ -55,11 +55,13 @@ class WeightPerturbed:
         loss = cross_entropy(clean, y) + outer(clean, *others)[0]
         weights = [weight for weight in model.parameters() if weight.dim() > 1]
         before = [weight.detach().clone() for weight in weights]
+        stepped: list[bool] = []
         with torch.no_grad():
             for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
                 weight += SIZE * weight.norm() * gradient / gradient.norm().clamp(min=1e-12)
 
-        def put_back(*_: object) -> None:
+        def put_back(*_: object) -> None:  # before the step, or where an update takes none
+            stepped.append(True)
             with torch.no_grad():
                 for weight, value in zip(weights, before, strict=True):
                     weight.copy_(value)
@@ -69,3 +71,5 @@ class WeightPerturbed:
             return super()._update(y, batches, outer, where)
         finally:
             handle.remove()
+            if not stepped:
+                put_back()
