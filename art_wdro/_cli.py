@@ -124,7 +124,7 @@ def evaluate(
     type=click.Choice(list(TRAINERS)),
     default="trades",
     show_default=True,
-    help="trades: the training paper's; margin: WassersteinMarginTrainer, with its own beta and max-iter unless given.",
+    help="trades: the training paper's; margin: WassersteinMarginTrainer, by default with beta 1.5 and max-iter 10.",
 )
 @click.option("--out", type=PATH, required=True, help="File for the state dict of the best epoch.")
 @click.option("--validation", type=click.IntRange(0), default=1000, show_default=True, help="Samples held out.")
@@ -163,12 +163,13 @@ def finetune(
     if start == "last-layer":
         reinitialise_last_layer(classifier, seed=arguments["seed"])
     tuner = TRAINERS[trainer](classifier, **options)
+    setting = {"trainer": trainer, **{name: str(value) for name, value in options.items()}}
 
     def keep(record: dict[str, Any], best: bool) -> None:
         if best or not validation:
             _save(classifier, out)
         if json_file is not None:
-            write_text(json_file, json.dumps({"history": tuner.history, "complete": False}, indent=1))
+            write_text(json_file, json.dumps({**setting, "history": tuner.history, "complete": False}, indent=1))
 
     with _telling(files):
         tuner.fit(
@@ -181,7 +182,7 @@ def finetune(
         )
     _save(classifier, out)
     if json_file is not None:
-        found = {"history": tuner.history, "best_epoch": tuner.best_epoch, "complete": True}
+        found = {**setting, "history": tuner.history, "best_epoch": tuner.best_epoch, "complete": True}
         write_text(json_file, json.dumps(found, indent=1))
     for record in tuner.history:
         shown = ("epoch", "loss", "clean_accuracy", "winf_accuracy", "wp_accuracy")
@@ -202,7 +203,7 @@ def _options_of(trainer: str, arguments: dict[str, Any]) -> dict[str, Any]:
     refused = [name for name in wanted if name not in signature(TRAINERS[trainer]).parameters]
     if refused:
         names = ", ".join("--" + name.replace("_", "-") for name in refused)
-        raise ValueError(f"trainer is {trainer}, which does not have {names}; allowed are they with --trainer trades")
+        raise ValueError(f"trainer is {trainer}, which does not have {names}; give them with --trainer trades only")
     return {name: arguments[name] for name in ("p", "norm", "eps", "seed", *wanted)}
 
 

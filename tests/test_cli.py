@@ -136,7 +136,9 @@ def test_finetune_by_margins_takes_that_trainers_own_defaults(folder, capsys):
     command = ["finetune", "--trainer", "margin", *MODELS[2], "--data", "digits.npz", "--validation", "30"]
     command += ["--batch-size", "32", "--epochs", "1", "--seed", "3", "--eps", "0.05", "--start", "none"]
     main([*command, "--out", "given.pth", "--json", "t.json", "--beta", "1.5", "--max-iter", "10"])
-    assert json.loads(Path("t.json").read_text())["history"][0]["tau"] > 0.05
+    found = json.loads(Path("t.json").read_text())
+    assert (found["trainer"], found["beta"], found["max_iter"]) == ("margin", "1.5", "10")
+    assert found["history"][0]["tau"] > 0.05
     main([*command, "--out", "default.pth"])
     main([*command, "--out", "other.pth", "--beta", "6"])
     given, default, other = (torch.load(f"{name}.pth", weights_only=True) for name in ("given", "default", "other"))

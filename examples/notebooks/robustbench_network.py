@@ -9,7 +9,7 @@
 # CPU. So it writes a stand-in checkpoint under the name of a ResNet-18 of the zoo, and its images are scikit-learn's
 # digits, enlarged to 32x32. Every call is the one for the real thing; the figures belong to the stand-in and say
 # nothing about the published network, about CIFAR-10, or about how much fine-tuning gains. For those, leave out the
-# section "A stand-in", and take images of CIFAR-10, thousands of them, more epochs and a GPU.
+# section "A stand-in", set `FOLDER` to "models", and take images of CIFAR-10, thousands of them, more epochs and a GPU.
 
 # %%
 from pathlib import Path
@@ -31,7 +31,7 @@ from art_wdro import (
 
 plt.style.use("tableau-colorblind10")
 NAME = "Wong2020Fast"  # a PreActResNet-18
-FOLDER = Path("models")
+FOLDER = Path("stand-in-models")  # RobustBench's own is "models"
 
 torch.manual_seed(0)
 np.random.seed(0)

@@ -51,7 +51,7 @@ np.savez(folder / "data.npz", x=x, y=y)
 # Each rank loads the network and the data, takes every second sample as its shard, and enters `sharded()`.
 
 # %%
-script = Path("../two_ranks.py")
+script = next(file for file in (Path("../two_ranks.py"), Path("examples/two_ranks.py")) if file.exists())
 print(script.read_text())
 
 # %% [markdown]
