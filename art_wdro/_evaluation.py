@@ -25,7 +25,7 @@ from art_wdro._coupling import all_rows, average, count, everywhere, is_first, t
 from art_wdro._distributional_attack import WassersteinDistributionalAttack
 from art_wdro._geometry import displace, project_on_balls
 from art_wdro._knapsack_attack import WassersteinKnapsack
-from art_wdro._losses import attack_objective
+from art_wdro._losses import are_probabilities, attack_objective
 from art_wdro._metrics import accuracy_bounds, accuracy_left, distance_of_mass, sensitivity
 from art_wdro._report import Report, Row
 from art_wdro._rows import mixed
@@ -248,7 +248,7 @@ def _check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch
     with _bridge.undisturbed(classifier, batch_size):
         with torch.no_grad():
             first, second = function(x).double(), function(x).double()
-        if (first >= 0).all() and (first <= 1).all() and torch.allclose(first.sum(1), first.new_ones(()), atol=1e-4):
+        if are_probabilities(first):
             found.append("the classifier puts out probabilities; ReDLR, DLR and margins need logits")
         if not torch.isfinite(first).all():
             found.append("some logits are NaN or infinite; figures of such samples mean nothing")

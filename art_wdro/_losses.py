@@ -224,6 +224,13 @@ def _checked(loss: PerSampleLoss) -> PerSampleLoss:
     return per_sample
 
 
+def are_probabilities(outputs: Tensor) -> bool:
+    """Tell whether what should be logits, (N, K), are probabilities: in [0, 1], with rows that add up to 1."""
+    outputs = outputs.double()
+    inside = bool(((outputs >= 0) & (outputs <= 1)).all())
+    return inside and torch.allclose(outputs.sum(1), outputs.new_ones(()), atol=1e-4)
+
+
 def as_float(logits: Tensor) -> Tensor:
     """Widen half-precision logits to float32, where differences of close logits keep their digits."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from art_wdro._attack_base import WassersteinAttack
 from art_wdro._attacks import WassersteinFGM, WassersteinPGD
 from art_wdro._coupling import gathering, mean, shards, together
 from art_wdro._datasets import as_arrays
-from art_wdro._losses import PerSampleLoss
+from art_wdro._losses import PerSampleLoss, are_probabilities
 from art_wdro._norms import power_mean, sample_norms
 from art_wdro._rows import Rows, parts, staged
 from art_wdro._sensitivity import Objective, Value, upsilon
@@ -205,7 +206,8 @@ def adversarial_accuracy(
 ) -> float:
     """Measure the accuracy on what an attack makes of the whole data set.
 
-    An attack that splits mass, as :class:`WassersteinDistributionalAttack` does, counts by the mass at each point.
+    An attack that splits mass, as :class:`WassersteinDistributionalAttack` does, counts by the mass at each point. A
+    `UserWarning` says so if the network puts out probabilities, with which attacks fail and accuracies are too high.
 
     :param classifier: The classifier to evaluate.
     :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch.
@@ -234,6 +236,14 @@ def adversarial_accuracy(
     if attack.targeted:
         raise ValueError(f"attack is {attack!r}; allowed is an untargeted one, since y are the true labels")
     with _bridge.undisturbed(classifier, batch_size):
+        few = inputs[:16].to(classifier.device)
+        with torch.no_grad():
+            if len(few) and are_probabilities(_bridge.logits_of(classifier)(few)):
+                warnings.warn(
+                    "the classifier puts out probabilities; attacks need logits, and leave too much accuracy without",
+                    UserWarning,
+                    stacklevel=2,
+                )
         array = inputs.cpu().numpy()
         own = isinstance(attack, WassersteinAttack)  # another one might write to what it is given
         adversarial = attack.generate(array if own else array.copy(), labels.cpu().numpy())

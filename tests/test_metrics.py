@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import FastGradientMethod
+from torch import nn
 
 from art_wdro import WassersteinPGD, adversarial_accuracy, sensitivity, wasserstein_distance
+from tests.conftest import make_classifier
 
 
 def test_distance_by_hand():
@@ -53,6 +55,13 @@ def test_sensitivity_without_labels_takes_the_predictions(linear):
 def test_sensitivity_is_zero_where_all_is_misclassified(linear):
     wrong = linear.classifier.predict(linear.x).argmin(1)
     assert sensitivity(linear.classifier, linear.x, wrong) == 0.0
+
+
+def test_adversarial_accuracy_warns_of_probabilities(linear):
+    model = nn.Sequential(*linear.classifier.model, nn.Softmax(dim=1))
+    with pytest.warns(UserWarning, match="puts out probabilities"):
+        adversarial_accuracy(make_classifier(model, (30,), 5), linear.x, linear.y, eps=0.02)
+    adversarial_accuracy(linear.classifier, linear.x, linear.y, eps=0.02)  # warnings are errors
 
 
 def test_adversarial_accuracy(linear):
