@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import subprocess
@@ -63,3 +64,13 @@ def test_without_click_the_version_is_printed_and_a_command_says_what_to_install
     done = subprocess.run([*command, "demo"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1
     assert done.stderr == "the command line needs click: pip install 'art-wdro[cli]'\n"
+
+
+def test_every_module_has_its_layer_and_its_line_in_contributing():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    layers = set(re.findall(r"art_wdro\.(\w+)", config["importlinter:contract:direction"]["layers"]))
+    modules = {file.stem for file in (ROOT / "art_wdro").glob("*.py")} - {"__init__", "__main__", "_version"}
+    assert layers - {"_version"} == modules
+    described = set(re.findall(r"`(_\w+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    assert modules <= described
