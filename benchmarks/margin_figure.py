@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def main() -> None:
     cells = json.loads(args.cells.read_text(encoding="utf-8"))
     figure = Figure(figsize=(6.2, 4), layout="constrained")
     axes = figure.subplots()
-    for name, colour in zip(args.methods, COLOURS, strict=True):
+    for name, colour in zip(args.methods, cycle(COLOURS), strict=False):
         method, _, rate = name.partition("/")
         own = [c for c in cells if c["cell"]["method"] == method and rate in ("", c["cell"]["rate"])]
         own = [c for c in own if "failed" not in c]

@@ -388,19 +388,25 @@ def both(cell: dict[str, Any]) -> dict[str, float]:
     return {"searches": round(100 * searches, 1), "autoattack": round(100 * cell["autoattack"], 1)}
 
 
+def chosen_groups(cells: list[dict[str, Any]]) -> set[str]:
+    """Return the choice of each method that the validation images led to."""
+    start = start_of(cells)
+    first = [cell for cell in cells if cell["cell"]["seed"] == SEEDS[0]]
+    methods = {choices(cell["cell"]["method"]) for cell in first}
+    best = [chosen([cell for cell in first if choices(cell["cell"]["method"]) == method], start) for method in methods]
+    return {group_of(cell) for cell in best if cell is not None}
+
+
+def start_of(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the cell of the network that training starts from."""
+    return next(cell for cell in cells if cell["cell"]["method"] == "start")
+
+
 def in_table(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the start, what the validation images led to, of all seeds, and whatever else has several seeds."""
-    start = next(cell for cell in cells if cell["cell"]["method"] == "start")
-    kept = [start]
-    for method in {choices(cell["cell"]["method"]): None for cell in cells if cell is not start}:
-        own = [cell for cell in cells if choices(cell["cell"]["method"]) == method]
-        best = chosen([cell for cell in own if cell["cell"]["seed"] == SEEDS[0]], start)
-        several = {group_of(cell) for cell in own if cell["cell"]["seed"] != SEEDS[0]}
-        for cell in own:
-            cell["chosen"] = best is not None and group_of(cell) == group_of(best)
-            if cell["chosen"] or group_of(cell) in several:
-                kept.append(cell)
-    return kept
+    several = {group_of(cell) for cell in cells if cell["cell"]["seed"] not in (SEEDS[0], None)}
+    shown = chosen_groups(cells) | several | {group_of(start_of(cells))}
+    return [cell for cell in cells if group_of(cell) in shown]
 
 
 def group_of(cell: dict[str, Any]) -> str:
@@ -412,12 +418,14 @@ def group_of(cell: dict[str, Any]) -> str:
 def table(name: str, folder: Path, out: Path | None) -> None:
     """Print mean and standard deviation over seeds of the chosen cells, in bold, and the choices; keep all cells."""
     cells = read(folder / name)
+    bold = chosen_groups(cells)
     groups: dict[str, list[dict[str, Any]]] = {}
     for cell in in_table(cells):
         if "failed" in cell:
             print(f"{cell['cell']} failed: {cell['failed']}")
             continue
-        groups.setdefault(f"**{group_of(cell)}**" if cell.get("chosen") else group_of(cell), []).append(cell)
+        group = group_of(cell)
+        groups.setdefault(f"**{group}**" if group in bold else group, []).append(cell)
     print("| | clean | W_inf | searches / AutoAttack | " + " | ".join(f"{share:g} eps" for share in SHARES), end=" | ")
     print("area | W-PGD-20 | clean, more | W_inf, more | area, more | gradients | seconds |")
     print("| --- " * (len(SHARES) + 11) + "|")
