@@ -8,7 +8,9 @@ budget flips, so only samples with d_i < tau matter. A distance moves with the w
 
     grad_theta d_i = -grad_theta m(x*_i) / ||grad_x m(x*_i)||_s,        m = max_{j != y} z_j - z_y,
 
-x*_i the boundary point at that distance: the implicit function theorem on m(x*) = 0.
+x*_i the boundary point at that distance: the implicit function theorem on m(x*) = 0. Where the slope in the denominator
+is tiny, as where a network predicts one class for all, a few samples would outweigh all others. So no margin weighs
+more than it can in the cross-entropy.
 
 Sources: linear programming duality of the knapsack, docs/evaluation.md; for the gradient of a distance Ding et al., MMA
 training, 2020, arXiv:1812.02637.
@@ -27,6 +29,9 @@ from torch import Tensor
 from art_wdro._coupling import all_rows
 from art_wdro._knapsack import fill
 from art_wdro._losses import as_float
+
+HEAVIEST = 1.0
+"""Largest weight of a sample's margin, that of the cross-entropy, whose gradient in a margin lies between 0 and 1."""
 
 
 class RunningThresholds:
@@ -112,6 +117,8 @@ def hinge_loss(
 ) -> Tensor:
     """Return the mean of the hinges, with the gradient that the logits at the boundary points give it.
 
+    A sample's margin has the weight slope of the hinge / slope of the margin, at most `HEAVIEST`.
+
     :param logits: Logits at the boundary points, (n, K), differentiable.
     :param labels: Class indices, (n,).
     :param distances: Least distances, (n,): 0 where a sample is misclassified, inf where no boundary is in reach.
@@ -123,8 +130,8 @@ def hinge_loss(
     logits = as_float(logits)
     own = logits.gather(1, labels[:, None])[:, 0]
     margins = logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
-    speeds = slopes_of_hinges(distances, taus, p) / torch.where(slopes > 0, slopes, torch.inf)
-    moving: Tensor = (speeds.to(margins.dtype) * margins).mean()
+    weights = slopes_of_hinges(distances, taus, p) / torch.where(slopes > 0, slopes, torch.inf)
+    moving: Tensor = (weights.clamp(max=HEAVIEST).to(margins.dtype) * margins).mean()
     return moving - moving.detach() + hinges(distances, taus, p).mean().to(moving.dtype)
 
 

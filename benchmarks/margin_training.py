@@ -129,7 +129,6 @@ METHODS: dict[str, tuple[type, dict[str, Any]]] = {
 }
 """Classes and their options; names that differ after ", beta" are choices within one method."""
 COMPARED = ("TRADES", "max-margin", "paper", "paper, combined", "paper, longer steps", "margin")
-FEW = ("TRADES", "paper", "paper, longer steps", "margin")
 REMEDIES = ("margin, one budget", "margin, augmented", "margin, weights perturbed")
 RATES = {"constant": 0.01, "cosine 0.03": 0.03, "cosine 0.1": 0.1}
 """The paper's learning rate, and the highest of rates that fall to 0 along a cosine."""
@@ -151,17 +150,17 @@ SETTINGS = {
     ),
     "fashion-mnist-scratch": Setting(
         *(*FASHION, True, 0.9, FASHION_EPS, False, 4000, 20, 128, 1000, 8000, 2000, *FASHION_SEARCH, "float32"),
-        (*FEW, "paper, longer steps, 16 of them"),
+        (*COMPARED, "paper, longer steps, 16 of them"),
         ("cosine 0.03",),
     ),
     "cifar10": Setting(
         *(*CIFAR, False, 0.0, CIFAR_EPS, True, 3000, 4, 256, 500, 2000, 1000, *CIFAR_SEARCH, "bfloat16"),
-        COMPARED,
+        (*COMPARED, "paper, its rate"),
         ("cosine 0.03", "cosine 0.1"),
     ),
     "cifar10-scratch": Setting(
         *(*CIFAR, True, 0.9, CIFAR_EPS, True, 3000, 15, 256, 500, 2000, 1000, *CIFAR_SEARCH, "bfloat16"),
-        ("TRADES", "paper, longer steps", "margin"),
+        COMPARED,
         ("cosine 0.1",),
     ),
 }

@@ -104,6 +104,7 @@ def test_boundary_points_stay_in_the_box_and_bound_the_distance_from_above():
 def test_the_gradient_is_that_of_the_closed_form(p, r):
     """d_i from the boundary search and the implicit function theorem, against autograd through the formula of d_i."""
     weight, bias, x, y, _ = linear(2, r)
+    weight, bias = 20 * weight, 20 * bias  # so steep that no margin has the largest weight
     weight.requires_grad_()
     bias.requires_grad_()
     distances = linear_distances(weight, bias, x, y, r)
@@ -159,6 +160,13 @@ def test_only_samples_within_tau_move(slope):
     assert logits.grad.abs().sum(1).gt(0).tolist() == [False, slope > 0, False, False]
 
 
+def test_a_flat_margin_weighs_no_more_than_in_the_cross_entropy():
+    logits = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    distances, slopes = torch.tensor([[0.5, 0.5, 0.5], [1e-6, 0.5, 4.0]], dtype=torch.float64)
+    hinge_loss(logits, torch.tensor([0, 0, 0]), distances, slopes, [1.0], 2.0).backward()
+    torch.testing.assert_close(3 * logits.grad[:, 1], distances.new_tensor([1.0, 1.0, 0.25]))
+
+
 @pytest.mark.slow
 def test_training_raises_held_out_knapsack_accuracy_by_ten_points(digits_classifier):
     def knapsack() -> tuple[float, float]:
@@ -177,6 +185,9 @@ def test_one_minibatch_is_the_objective():
     """A step on the whole data set: the cross-entropy plus beta times the hinges at the boundary points, by hand."""
     problem = linear_problem()
     model = problem.classifier.model
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 2.5  # so that the largest weight holds for half of the margins
     classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
     x, y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
     box = torch.tensor(0.0), torch.tensor(1.0)
@@ -189,13 +200,13 @@ def test_one_minibatch_is_the_objective():
         assert 1 - (budget / tau) ** 2 - hinge == pytest.approx(knapsack_accuracy(whole, budget, 2), abs=1e-9)
     logits = model(found.x)
     margins = logits.scatter(1, y[:, None], -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
-    moved = torch.zeros(())
+    weights = torch.zeros(len(x), dtype=torch.float64)
     for tau in taus:
         near = (found.distances > 0) & (found.distances < tau)
         assert 5 < near.sum() < 54
-        terms = 2 * found.distances[near] / tau**2 / found.slopes[near] * margins[near]
-        moved = moved + terms.sum() / len(x) / len(taus)
-    (cross_entropy(model(x), y) + 1.5 * moved).backward()
+        weights[near] += 2 * found.distances[near] / tau**2 / found.slopes[near] / len(taus)
+    assert 5 < (weights > 1).sum() < (weights > 0).sum() - 5
+    (cross_entropy(model(x), y) + 1.5 * (weights.clamp(max=1) * margins).mean()).backward()
     clean_loss = cross_entropy(model(x), y).item()
     expected = {name: (w - 0.5 * w.grad).detach() for name, w in model.named_parameters()}
     fine_tuning = trainer(classifier, eps=0.05, max_iter=6, beta=1.5, budgets=2)
