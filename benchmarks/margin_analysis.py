@@ -16,19 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from margin_training import (
-    MAX_ITER,
-    SEEDS,
-    SETTINGS,
-    classifier_for,
-    data_of,
-    figures,
-    file_of,
-    group_of,
-    in_table,
-    read,
-    searched,
-)
+from margin_cells import classifier_for, data_of, figures, file_of, read, searched
+from margin_choices import group_of, in_table
+from margin_settings import MAX_ITER, SEEDS, SETTINGS
 
 from art_wdro._data import Split
 from art_wdro._margin_trainer import REACH

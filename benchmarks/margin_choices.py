@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""Which settings of a method the validation images choose, and what the table shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from margin_settings import SEEDS
+
+CLEAN_LOSS = 0.01
+"""Clean accuracy that a choice may cost on the validation images."""
+
+
+def choices(method: str) -> str:
+    """Return the method that a name is a choice of."""
+    return method.partition(", beta")[0]
+
+
+def chosen(cells: list[dict[str, Any]], start: dict[str, Any]) -> dict[str, Any] | None:
+    """Choose among cells of the first seed: the largest area on the validation images without loss of clean accuracy.
+
+    Where every cell loses more than `CLEAN_LOSS`, the one that loses least; from scratch there is nothing to lose. None
+    if all of them failed.
+    """
+    scratch = start["setting"]["scratch"]
+    floor = 0.0 if scratch else start["validation"]["clean"] - CLEAN_LOSS
+    usable = [cell for cell in cells if "failed" not in cell]
+    kept = [cell for cell in usable if cell["validation"]["clean"] >= floor]
+    if kept:
+        return max(kept, key=lambda cell: cell["validation"]["area"])
+    return max(usable, key=lambda cell: cell["validation"]["clean"], default=None)
+
+
+def chosen_groups(cells: list[dict[str, Any]]) -> set[str]:
+    """Return the choice of each method that the validation images led to."""
+    start = start_of(cells)
+    first = [cell for cell in cells if cell["cell"]["seed"] == SEEDS[0]]
+    methods = {choices(cell["cell"]["method"]) for cell in first}
+    best = [chosen([cell for cell in first if choices(cell["cell"]["method"]) == method], start) for method in methods]
+    return {group_of(cell) for cell in best if cell is not None}
+
+
+def in_table(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the start, what the validation images led to, of all seeds, and whatever else has several seeds."""
+    several = {group_of(cell) for cell in cells if cell["cell"]["seed"] not in (SEEDS[0], None)}
+    shown = chosen_groups(cells) | several | {group_of(start_of(cells))}
+    return [cell for cell in cells if group_of(cell) in shown]
+
+
+def start_of(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the cell of the network that training starts from."""
+    return next(cell for cell in cells if cell["cell"]["method"] == "start")
+
+
+def group_of(cell: dict[str, Any]) -> str:
+    """Return what cells that differ in the seed alone have in common."""
+    own = cell["cell"]
+    return own["method"] + (f", {own['rate']}" if own["rate"] else "")
