@@ -89,37 +89,70 @@ COMPARED = ("TRADES", "max-margin", "paper", "paper, combined", "paper, longer s
 REMEDIES = ("margin, one budget", "margin, augmented", "margin, weights perturbed")
 RATES = {"constant": 0.01, "cosine 0.03": 0.03, "cosine 0.1": 0.1}
 """The paper's learning rate, and the highest of rates that fall to 0 along a cosine."""
-FASHION, FASHION_EPS = ("torchvision:FashionMNIST", "torchvision:FashionMNIST", "fashion-mnist"), 0.1
-CIFAR, CIFAR_EPS = ("train.npz", "test.npz", "cifar10"), 8 / 255
-FASHION_SEARCH, CIFAR_SEARCH = ((300, 60, 60), (1.2, 2.0, 3.0)), ((100, 60, 20), (1.2, 2.0))
+FASHION = Setting(
+    data="torchvision:FashionMNIST",
+    test_data="torchvision:FashionMNIST",
+    network="fashion-mnist",
+    scratch=False,
+    momentum=0.0,
+    eps=0.1,
+    fresh=False,
+    images=4000,
+    epochs=8,
+    batch=128,
+    test_images=1000,
+    more_images=8000,
+    validation_images=2000,
+    gradients=(300, 60, 60),
+    reaches=(1.2, 2.0, 3.0),
+    precision="float32",
+    methods=(
+        *COMPARED,
+        "paper, longer steps, beta 3",
+        "paper, longer steps, beta 12",
+        "paper, longer steps, 16 of them",
+        "paper, its rate",
+        "margin, beta 2",
+        "margin, beta 4",
+        *REMEDIES,
+    ),
+    rates=("cosine 0.03", "cosine 0.1"),
+)
+CIFAR = Setting(
+    data="train.npz",
+    test_data="test.npz",
+    network="cifar10",
+    scratch=False,
+    momentum=0.0,
+    eps=8 / 255,
+    fresh=True,
+    images=3000,
+    epochs=4,
+    batch=256,
+    test_images=500,
+    more_images=2000,
+    validation_images=1000,
+    gradients=(100, 60, 20),
+    reaches=(1.2, 2.0),
+    precision="bfloat16",
+    methods=(*COMPARED, "paper, its rate"),
+    rates=("cosine 0.03", "cosine 0.1"),
+)
 SETTINGS = {
-    "fashion-mnist": Setting(
-        *(*FASHION, False, 0.0, FASHION_EPS, False, 4000, 8, 128, 1000, 8000, 2000, *FASHION_SEARCH, "float32"),
-        (
-            *COMPARED,
-            "paper, longer steps, beta 3",
-            "paper, longer steps, beta 12",
-            "paper, longer steps, 16 of them",
-            "paper, its rate",
-            "margin, beta 2",
-            "margin, beta 4",
-            *REMEDIES,
-        ),
-        ("cosine 0.03", "cosine 0.1"),
+    "fashion-mnist": FASHION,
+    "fashion-mnist-scratch": FASHION._replace(
+        scratch=True,
+        momentum=0.9,
+        epochs=20,
+        methods=(*COMPARED, "paper, longer steps, 16 of them"),
+        rates=("cosine 0.03",),
     ),
-    "fashion-mnist-scratch": Setting(
-        *(*FASHION, True, 0.9, FASHION_EPS, False, 4000, 20, 128, 1000, 8000, 2000, *FASHION_SEARCH, "float32"),
-        (*COMPARED, "paper, longer steps, 16 of them"),
-        ("cosine 0.03",),
-    ),
-    "cifar10": Setting(
-        *(*CIFAR, False, 0.0, CIFAR_EPS, True, 3000, 4, 256, 500, 2000, 1000, *CIFAR_SEARCH, "bfloat16"),
-        (*COMPARED, "paper, its rate"),
-        ("cosine 0.03", "cosine 0.1"),
-    ),
-    "cifar10-scratch": Setting(
-        *(*CIFAR, True, 0.9, CIFAR_EPS, True, 3000, 15, 256, 500, 2000, 1000, *CIFAR_SEARCH, "bfloat16"),
-        COMPARED,
-        ("cosine 0.1",),
+    "cifar10": CIFAR,
+    "cifar10-scratch": CIFAR._replace(
+        scratch=True,
+        momentum=0.9,
+        epochs=15,
+        methods=(*COMPARED, "paper, longer steps, beta 12", "margin, beta 4"),
+        rates=("cosine 0.1",),
     ),
 }
