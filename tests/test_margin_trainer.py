@@ -167,6 +167,20 @@ def test_a_flat_margin_weighs_no_more_than_in_the_cross_entropy():
     torch.testing.assert_close(3 * logits.grad[:, 1], distances.new_tensor([1.0, 1.0, 0.25]))
 
 
+def test_an_untrained_network_with_batch_norm_learns():
+    """Its running statistics fit nothing yet, and its margins are flat in eval mode."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+    body += [nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(32, 10))
+    classifier = make_classifier(
+        model, (1, 8, 8), 10, optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    )
+    fine_tuning = trainer(classifier)
+    fine_tuning.fit(X, Y, batch_size=64, nb_epochs=3)
+    assert fine_tuning.history[-1]["train_clean_accuracy"] > 0.6
+
+
 @pytest.mark.slow
 def test_training_raises_held_out_knapsack_accuracy_by_ten_points(digits_classifier):
     def knapsack() -> tuple[float, float]:
