@@ -135,7 +135,7 @@ CIFAR = Setting(
     gradients=(100, 60, 20),
     reaches=(1.2, 2.0),
     precision="bfloat16",
-    methods=(*COMPARED, "paper, its rate"),
+    methods=(*COMPARED, "paper, longer steps, beta 12", "paper, its rate", "margin, beta 4"),
     rates=("cosine 0.03", "cosine 0.1"),
 )
 SETTINGS = {
