@@ -33,10 +33,10 @@ class WassersteinMarginTrainer(FineTuner):
 
         CE(f(x), y) + beta mean_k mean_i (1 - (d_i / tau_k)^p)_+,
 
-    where the gradient of d_i is that of the margin at its boundary point (implicit function theorem) with a
-    weight of at most 1, so that an untrained network can start with it. Samples beyond all tau_k are left to the
-    cross-entropy, and so are misclassified ones. p = inf has tau_k = k eps / K and (1 - d_i / tau_k)_+ in place of the
-    0-1 step; with `budgets=1` that is ordinary max-margin training.
+    where the gradient of d_i is that of the margin at its boundary point over its slope there (implicit function
+    theorem); in the mean over k no margin weighs more than 1, so that an untrained network can start with it. Samples
+    beyond all tau_k are left to the cross-entropy, and so are misclassified ones. p = inf has tau_k = k eps / K and
+    (1 - d_i / tau_k)_+ in place of the 0-1 step; with `budgets=1` that is max-margin training.
 
     The interface is that of :class:`DistributionalTRADESTrainer`, without `attack`. In `history`, margin_loss is the
     mean of the hinges, tau the threshold of eps at the end of the epoch in input units, and train_adversarial_accuracy

@@ -9,8 +9,8 @@ budget flips, so only samples with d_i < tau matter. A distance moves with the w
     grad_theta d_i = -grad_theta m(x*_i) / ||grad_x m(x*_i)||_s,        m = max_{j != y} z_j - z_y,
 
 x*_i the boundary point at that distance: the implicit function theorem on m(x*) = 0. Where the slope in the denominator
-is tiny, as where a network predicts one class for all, a few samples would outweigh all others. So no margin weighs
-more than it can in the cross-entropy.
+is tiny, as where a network predicts one class for all, a few samples would outweigh all others. So a margin weighs no
+more in the mean hinge than it can in the cross-entropy, and the step is the gradient's but for those samples.
 
 Sources: linear programming duality of the knapsack, docs/evaluation.md; for the gradient of a distance Ding et al., MMA
 training, 2020, arXiv:1812.02637.
@@ -31,7 +31,7 @@ from art_wdro._knapsack import fill
 from art_wdro._losses import as_float
 
 HEAVIEST = 1.0
-"""Largest weight of a sample's margin, that of the cross-entropy, whose gradient in a margin lies between 0 and 1."""
+"""Largest weight of a sample's margin in the mean hinge; in the cross-entropy it lies between 0 and 1."""
 
 
 class RunningThresholds:
@@ -130,7 +130,7 @@ def hinge_loss(
     logits = as_float(logits)
     own = logits.gather(1, labels[:, None])[:, 0]
     margins = logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
-    weights = slopes_of_hinges(distances, taus, p) / torch.where(slopes > 0, slopes, torch.inf)
+    weights = slopes_of_hinges(distances, taus, p) / slopes.clamp(min=torch.finfo(slopes.dtype).tiny)
     moving: Tensor = (weights.clamp(max=HEAVIEST).to(margins.dtype) * margins).mean()
     return moving - moving.detach() + hinges(distances, taus, p).mean().to(moving.dtype)
 

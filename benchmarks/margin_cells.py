@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from margin_settings import MAX_ITER, METHODS, RATES, SETTINGS, Setting
+from margin_settings import MARGIN, MAX_ITER, METHODS, RATES, SETTINGS, Setting
 from pretrained import pretrained, untrained
 from remedies import Stream
+from summary import SHARES
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -24,10 +25,10 @@ from art_wdro import WassersteinKnapsack, knapsack_accuracy, perturb_weights
 from art_wdro._boundary import boundary
 from art_wdro._data import Split, load_data
 from art_wdro._files import write_atomically, write_text
+from art_wdro._margin_trainer import REACH
+from art_wdro._margin_training import HEAVIEST
 from art_wdro._protocol import paper_figures
 
-SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
-"""Budgets of the curve, in eps."""
 GRID = np.linspace(0, 1, 41)
 """Budgets of the area, in eps."""
 
@@ -162,14 +163,25 @@ def run_cell(name: str, cell: dict[str, Any], folder: Path, data: tuple[Split, S
             gave = evaluated(classifier, data[1], setting)
         except FloatingPointError as error:
             took, gave = {}, {"failed": str(error)}
-        write_text(file, json.dumps({"cell": cell, "setting": setting._asdict(), **took, **gave}, indent=1))
+        asked = {"cell": cell, "trainer": trainer_of(cell), "setting": setting._asdict()}
+        write_text(file, json.dumps({**asked, **took, **gave}, indent=1))
         file.with_suffix(".ckpt").unlink(missing_ok=True)
         shown = {key: round(100 * gave[key], 2) for key in ("clean", "winf", "area", "wpgd") if key in gave}
         print(json.dumps({**cell, **shown, "seconds": round(time.perf_counter() - started)}), flush=True)
     found = json.loads(file.read_text(encoding="utf-8"))
-    if measured(found["setting"]) != measured(json.loads(json.dumps(setting._asdict()))):
+    same_setting = measured(found["setting"]) == measured(json.loads(json.dumps(setting._asdict())))
+    if not same_setting or found["trainer"] != trainer_of(cell):
         raise ValueError(f"{file} was made with another setting; move it away")
     return found
+
+
+def trainer_of(cell: dict[str, Any]) -> dict[str, Any]:
+    """Return what a cell's training is called with, and the constants of the margin trainer."""
+    if cell["method"] == "start":
+        return {}
+    cls, options = METHODS[cell["method"]]
+    constants = {"heaviest": HEAVIEST, "reach": REACH} if issubclass(cls, MARGIN) else {}
+    return {"max_iter": MAX_ITER, **options, "rate": RATES[cell["rate"]], **constants}
 
 
 def measured(setting: dict[str, Any]) -> dict[str, Any]:

@@ -9,21 +9,22 @@ from margin_settings import SEEDS
 
 CLEAN_LOSS = 0.01
 """Clean accuracy that a choice may cost on the validation images."""
+LEAST_CLEAN = 0.2
+"""Clean accuracy on them that a choice needs from scratch: twice a constant prediction's, which withstands all."""
 
 
-def choices(method: str) -> str:
-    """Return the method that a name is a choice of."""
-    return method.partition(", beta")[0]
+def method_of(variant: str) -> str:
+    """Return the method that a name is a variant of."""
+    return variant.partition(", beta")[0]
 
 
 def chosen(cells: list[dict[str, Any]], start: dict[str, Any]) -> dict[str, Any] | None:
     """Choose among cells of the first seed: the largest area on the validation images without loss of clean accuracy.
 
-    Where every cell loses more than `CLEAN_LOSS`, the one that loses least; from scratch there is nothing to lose. None
+    Where every cell loses more than `CLEAN_LOSS`, or from scratch has less than `LEAST_CLEAN`, the one with most. None
     if all of them failed.
     """
-    scratch = start["setting"]["scratch"]
-    floor = 0.0 if scratch else start["validation"]["clean"] - CLEAN_LOSS
+    floor = LEAST_CLEAN if start["setting"]["scratch"] else start["validation"]["clean"] - CLEAN_LOSS
     usable = [cell for cell in cells if "failed" not in cell]
     kept = [cell for cell in usable if cell["validation"]["clean"] >= floor]
     if kept:
@@ -35,8 +36,10 @@ def chosen_groups(cells: list[dict[str, Any]]) -> set[str]:
     """Return the choice of each method that the validation images led to."""
     start = start_of(cells)
     first = [cell for cell in cells if cell["cell"]["seed"] == SEEDS[0]]
-    methods = {choices(cell["cell"]["method"]) for cell in first}
-    best = [chosen([cell for cell in first if choices(cell["cell"]["method"]) == method], start) for method in methods]
+    variants: dict[str, list[dict[str, Any]]] = {}
+    for cell in first:
+        variants.setdefault(method_of(cell["cell"]["method"]), []).append(cell)
+    best = [chosen(cells_of_one, start) for cells_of_one in variants.values()]
     return {group_of(cell) for cell in best if cell is not None}
 
 

@@ -12,12 +12,14 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+from margin_choices import chosen_groups, group_of, in_table, method_of
 from matplotlib.figure import Figure
 
 from art_wdro import knapsack_accuracy
 
 BUDGETS = np.linspace(0, 1.5, 61)
 """Budgets of the curves, in eps."""
+SHOWN = ("TRADES", "paper", "paper, longer steps", "margin")
 COLOURS = ("#000000", "#0072b2", "#e69f00", "#d55e00", "#009e73")
 
 
@@ -29,20 +31,22 @@ def main() -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        metavar="METHOD[/RATE]",
-        default=["start", "TRADES", "paper", "paper, longer steps/cosine 0.03", "margin, beta 2/cosine 0.1"],
+        help="names of the table; unless given, the start and what the margin trainer and its nearest rivals chose",
     )
     args = parser.parse_args()
     cells = json.loads(args.cells.read_text(encoding="utf-8"))
     figure = Figure(figsize=(6.2, 4), layout="constrained")
     axes = figure.subplots()
-    for name, colour in zip(args.methods, cycle(COLOURS), strict=False):
-        method, _, rate = name.partition("/")
-        own = [c for c in cells if c["cell"]["method"] == method and rate in ("", c["cell"]["rate"])]
-        own = [c for c in own if "failed" not in c]
+    shown = args.methods or [
+        group
+        for group in dict.fromkeys(map(group_of, in_table(cells)))
+        if group == "start" or (group in chosen_groups(cells) and method_of(group.rpartition(", ")[0]) in SHOWN)
+    ]
+    for name, colour in zip(shown, cycle(COLOURS), strict=False):
+        own = [cell for cell in cells if group_of(cell) == name and "failed" not in cell]
         eps = own[0]["setting"]["eps"]
         curves = 100 * np.array([knapsack_accuracy(np.array(c["distances"], float), BUDGETS * eps) for c in own])
-        axes.plot(BUDGETS * eps, curves.mean(0), color=colour, label=method)
+        axes.plot(BUDGETS * eps, curves.mean(0), color=colour, label=name)
         axes.fill_between(BUDGETS * eps, curves.min(0), curves.max(0), color=colour, alpha=0.2, linewidth=0)
     axes.set(xlabel="budget eps of (W_2, l_inf), in input units", ylabel="accuracy under the knapsack in %")
     axes.set(xlim=(0, BUDGETS[-1] * eps), ylim=(0, None))

@@ -59,9 +59,7 @@ class Setting(NamedTuple):
 
     def rates_of(self, method: str) -> tuple[str, ...]:
         """Return the learning rates of a method, among which it chooses."""
-        if method == "paper, its rate":
-            return ("constant",)
-        return self.rates[-1:] if method in REMEDIES else self.rates
+        return OWN_RATES.get(method, self.rates)
 
 
 LONGER = 1.875
@@ -84,9 +82,11 @@ METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "margin, augmented": (type("AugmentedMargin", (Augmented, MARGIN), {}), {}),
     "margin, weights perturbed": (type("PerturbedMargin", (WeightPerturbed, MARGIN), {}), {}),
 }
-"""Classes and their options; names that differ after ", beta" are choices within one method."""
+"""Classes and their options; names that differ after ", beta" are variants of one method."""
 COMPARED = ("TRADES", "max-margin", "paper", "paper, combined", "paper, longer steps", "margin")
 REMEDIES = ("margin, one budget", "margin, augmented", "margin, weights perturbed")
+OWN_RATES = {"paper, its rate": ("constant",), **dict.fromkeys(REMEDIES, ("cosine 0.1",))}
+"""Methods that do not choose among the rates of a data set."""
 RATES = {"constant": 0.01, "cosine 0.03": 0.03, "cosine 0.1": 0.1}
 """The paper's learning rate, and the highest of rates that fall to 0 along a cosine."""
 FASHION = Setting(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The margin trainer against the paper's method and its kin, from one pointwise-robust start (docs/results/margin.md).
+"""The margin trainer against the paper's method and its kin, fine-tuning and from scratch (docs/results/margin.md).
 
     python benchmarks/margin_training.py run fashion-mnist --data-dir DIR
     python benchmarks/margin_training.py autoattack fashion-mnist --data-dir DIR
@@ -7,9 +7,9 @@
 
 DIR is as for experiments.py. Every cell, one method and one seed, is kept in runs/margin; a run that is stopped goes on
 where it was. Methods see the same images in the same order, with at most 10 gradient evaluations a sample in each inner
-problem, but where a name says so (the combined objective has two, and perturbed weights cost one more pass). Each may
-take one of several learning rates, and the margin trainer one of several weights: the first seed and validation images
-decide, the other seeds follow, and the table is of other test images.
+problem, but where a name says so (the combined objective has two, and perturbed weights cost one more pass). Each has
+the learning rates of the data set and the variants that are listed for it to choose from: the first seed and validation
+images decide, the other seeds follow, and the table is of other test images.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from margin_cells import SHARES, classifier_for, data_of, file_of, read, run_cell
-from margin_choices import choices, chosen, chosen_groups, group_of, in_table
-from margin_settings import METHODS, REMEDIES, SEEDS, SETTINGS
-from summary import compact, spread
+from margin_cells import classifier_for, data_of, file_of, read, run_cell
+from margin_choices import chosen, chosen_groups, group_of, in_table, method_of
+from margin_settings import REMEDIES, SEEDS, SETTINGS
+from summary import SHARES, compact, spread
 
 from art_wdro._evaluation import _autoattack_runner
 from art_wdro._files import write_text
@@ -36,16 +36,20 @@ AUTOATTACK_IMAGES = 200
 """Test images of AutoAttack, among those of the knapsack."""
 
 
-def run(name: str, folder: Path, data_dir: str, methods: Sequence[str], seeds: list[int]) -> None:
-    """Run the first seed with all choices, and other seeds with what they led to; cells that are there stay."""
+def run(name: str, folder: Path, data_dir: str, methods: Sequence[str] | None, seeds: list[int]) -> None:
+    """Run the first seed with all variants, and other seeds with the chosen one; cells that are there stay."""
     setting = SETTINGS[name]
+    known = list(dict.fromkeys(map(method_of, setting.methods)))
+    unknown = [method for method in methods or () if method not in known]
+    if unknown:
+        raise SystemExit(f"--methods is {unknown[0]!r}; allowed for {name} are {', '.join(map(repr, known))}")
     data = data_of(setting, data_dir)
     start = run_cell(name, {"method": "start", "rate": None, "seed": None}, folder, data)
-    for method in {choices(method): None for method in methods}:
+    for method in methods or known:
         found = [
             run_cell(name, {"method": m, "rate": rate, "seed": SEEDS[0]}, folder, data)
             for m in setting.methods
-            if choices(m) == method
+            if method_of(m) == method
             for rate in setting.rates_of(m)
         ]
         best = chosen(found, start)
@@ -122,13 +126,13 @@ def main() -> None:
     parser.add_argument("name", choices=tuple(SETTINGS))
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--folder", type=Path, default=Path("runs/margin"))
-    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), help="those of the data set, unless given")
+    parser.add_argument("--methods", nargs="+", help="with all variants of each; all of the data set, unless given")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--out", type=Path, help="file that keeps all cells, for `table`")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.action == "run":
-        run(args.name, args.folder, args.data_dir, args.methods or SETTINGS[args.name].methods, args.seeds)
+        run(args.name, args.folder, args.data_dir, args.methods, args.seeds)
     elif args.action == "autoattack":
         autoattack(args.name, args.folder, args.data_dir)
     else:

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from art_wdro import WassersteinKnapsack, WassersteinMarginTrainer, knapsack_accuracy
 from art_wdro._boundary import boundary
 from art_wdro._knapsack import fill
-from art_wdro._margin_training import RunningThresholds, dual_accuracy, hinge_loss
+from art_wdro._margin_training import RunningThresholds, dual_accuracy, hinge_loss, slopes_of_hinges
 from art_wdro._norms import dual_exponent
 from tests.conftest import NORMS, ORDERS, digits, linear_problem, make_classifier, same, weights
 
@@ -104,7 +104,7 @@ def test_boundary_points_stay_in_the_box_and_bound_the_distance_from_above():
 def test_the_gradient_is_that_of_the_closed_form(p, r):
     """d_i from the boundary search and the implicit function theorem, against autograd through the formula of d_i."""
     weight, bias, x, y, _ = linear(2, r)
-    weight, bias = 20 * weight, 20 * bias  # so steep that no margin has the largest weight
+    weight, bias = 20 * weight, 20 * bias  # so steep that no margin reaches the largest weight
     weight.requires_grad_()
     bias.requires_grad_()
     distances = linear_distances(weight, bias, x, y, r)
@@ -115,6 +115,7 @@ def test_the_gradient_is_that_of_the_closed_form(p, r):
     expected = (1 - (ratios if math.isinf(p) else ratios.pow(p))).mean()
     expected_gradients = torch.autograd.grad(expected, (weight, bias))
     found = boundary(lambda z: z @ weight.detach().T + bias.detach(), x, y, r, reach=1.3 * tau, max_iter=40)
+    assert (slopes_of_hinges(found.distances, [tau], p) < found.slopes).all()
     loss = hinge_loss(found.x @ weight.T + bias, y, found.distances, found.slopes, [tau], p)
     # what is misclassified has a distance of 0 for the hinge, and no gradient of it
     assert loss.item() == pytest.approx(expected.item(), abs=2e-3)
@@ -151,20 +152,31 @@ def test_the_threshold_starts_at_twice_the_budget_and_grows_where_nothing_is_out
     assert RunningThresholds(0.1, math.inf, 2, window=2).update(torch.zeros(3, dtype=torch.float64)) == [0.05, 0.1]
 
 
-@pytest.mark.parametrize("slope", [0.0, 1.0])
+@pytest.mark.parametrize("slope", [0.0, 1.0, torch.inf])
 def test_only_samples_within_tau_move(slope):
     logits = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     distances = torch.tensor([0.0, 0.5, 1.5, torch.inf], dtype=torch.float64)
     slopes = torch.full((4,), slope, dtype=torch.float64)
     hinge_loss(logits, torch.tensor([0, 1, 2, 0]), distances, slopes, [0.1, 1.0], 2.0).backward()
-    assert logits.grad.abs().sum(1).gt(0).tolist() == [False, slope > 0, False, False]
+    assert logits.grad.abs().sum(1).gt(0).tolist() == [False, math.isfinite(slope), False, False]
 
 
-def test_a_flat_margin_weighs_no_more_than_in_the_cross_entropy():
-    logits = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
-    distances, slopes = torch.tensor([[0.5, 0.5, 0.5], [1e-6, 0.5, 4.0]], dtype=torch.float64)
-    hinge_loss(logits, torch.tensor([0, 0, 0]), distances, slopes, [1.0], 2.0).backward()
-    torch.testing.assert_close(3 * logits.grad[:, 1], distances.new_tensor([1.0, 1.0, 0.25]))
+@pytest.mark.parametrize(
+    ("p", "taus", "expected"),
+    [
+        (2.0, [1.0], [1.0, 1.0, 1.0, 0.25]),
+        (2.0, [1.0, 0.1], [1.0, 1.0, 0.5, 0.125]),  # the mean over thresholds is bounded, not each of them
+        (math.inf, [1.0], [1.0, 1.0, 1.0, 0.25]),
+    ],
+)
+def test_a_flat_margin_weighs_no_more_than_in_the_cross_entropy(p, taus, expected):
+    logits = torch.zeros(4, 2, dtype=torch.float64, requires_grad=True)
+    distances, slopes = torch.tensor([[0.5] * 4, [0.0, 1e-6, 1.0, 4.0]], dtype=torch.float64)
+    loss = hinge_loss(logits, torch.zeros(4, dtype=torch.long), distances, slopes, taus, p)
+    loss.backward()
+    torch.testing.assert_close(4 * logits.grad[:, 1], distances.new_tensor(expected))
+    steep = hinge_loss(logits, torch.zeros(4, dtype=torch.long), distances, 1e3 + slopes, taus, p)
+    assert loss.item() == steep.item()  # the bound is one of the gradient
 
 
 def test_an_untrained_network_with_batch_norm_learns():
@@ -214,13 +226,13 @@ def test_one_minibatch_is_the_objective():
         assert 1 - (budget / tau) ** 2 - hinge == pytest.approx(knapsack_accuracy(whole, budget, 2), abs=1e-9)
     logits = model(found.x)
     margins = logits.scatter(1, y[:, None], -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
-    weights = torch.zeros(len(x), dtype=torch.float64)
+    of_margins = torch.zeros(len(x), dtype=torch.float64)
     for tau in taus:
         near = (found.distances > 0) & (found.distances < tau)
         assert 5 < near.sum() < 54
-        weights[near] += 2 * found.distances[near] / tau**2 / found.slopes[near] / len(taus)
-    assert 5 < (weights > 1).sum() < (weights > 0).sum() - 5
-    (cross_entropy(model(x), y) + 1.5 * (weights.clamp(max=1) * margins).mean()).backward()
+        of_margins[near] += 2 * found.distances[near] / tau**2 / found.slopes[near] / len(taus)
+    assert 5 < (of_margins > 1).sum() < (of_margins > 0).sum() - 5
+    (cross_entropy(model(x), y) + 1.5 * (of_margins.clamp(max=1) * margins).mean()).backward()
     clean_loss = cross_entropy(model(x), y).item()
     expected = {name: (w - 0.5 * w.grad).detach() for name, w in model.named_parameters()}
     fine_tuning = trainer(classifier, eps=0.05, max_iter=6, beta=1.5, budgets=2)
@@ -346,7 +358,8 @@ def test_a_loss_that_is_not_finite_stops_training_or_is_skipped(digits_classifie
         trainer(digits_classifier, on_nonfinite="skip").fit(x, Y[:96], batch_size=32, nb_epochs=1)
 
 
-def test_half_precision_trains(digits_classifier):
-    fine_tuning = trainer(digits_classifier, precision="bfloat16")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains(digits_classifier, precision):
+    fine_tuning = trainer(digits_classifier, precision=precision)
     fine_tuning.fit(X[:64], Y[:64], nb_epochs=1)
     assert math.isfinite(fine_tuning.history[0]["loss"])
