@@ -181,7 +181,8 @@ def trainer_of(cell: dict[str, Any]) -> dict[str, Any]:
         return {}
     cls, options = METHODS[cell["method"]]
     constants = {"heaviest": HEAVIEST, "reach": REACH} if issubclass(cls, MARGIN) else {}
-    return {"max_iter": MAX_ITER, **options, "rate": RATES[cell["rate"]], **constants}
+    called = {"max_iter": MAX_ITER, **options, "rate": RATES[cell["rate"]], **constants}
+    return {name: "inf" if value == math.inf else value for name, value in called.items()}  # JSON has no inf
 
 
 def measured(setting: dict[str, Any]) -> dict[str, Any]:
