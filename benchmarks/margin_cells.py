@@ -66,8 +66,7 @@ def classifier_for(name: str, rate: float) -> PyTorchClassifier:
 def trained(name: str, train: Split, cell: dict[str, Any], file: Path) -> tuple[PyTorchClassifier, dict[str, Any]]:
     """Train by one method, and return the classifier after the last epoch and what the training took."""
     setting, seed = SETTINGS[name], cell["seed"]
-    cls, options = METHODS[cell["method"]]
-    options = {"max_iter": MAX_ITER, **options}
+    cls, options = called_with(cell["method"])
     if "longer" in options:
         options["eps_step"] = options.pop("longer") * setting.eps / options["max_iter"]
     classifier = classifier_for(name, RATES[cell["rate"]])
@@ -179,10 +178,16 @@ def trainer_of(cell: dict[str, Any]) -> dict[str, Any]:
     """Return what a cell's training is called with, and the constants of the margin trainer."""
     if cell["method"] == "start":
         return {}
-    cls, options = METHODS[cell["method"]]
+    cls, options = called_with(cell["method"])
     constants = {"heaviest": HEAVIEST, "reach": REACH} if issubclass(cls, MARGIN) else {}
-    called = {"max_iter": MAX_ITER, **options, "rate": RATES[cell["rate"]], **constants}
+    called = {**options, "rate": RATES[cell["rate"]], **constants}
     return {name: "inf" if value == math.inf else value for name, value in called.items()}  # JSON has no inf
+
+
+def called_with(method: str) -> tuple[type, dict[str, Any]]:
+    """Return the class of a method and all its options."""
+    cls, options = METHODS[method]
+    return cls, {"max_iter": MAX_ITER, **options}
 
 
 def measured(setting: dict[str, Any]) -> dict[str, Any]:

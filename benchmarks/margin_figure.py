@@ -12,7 +12,7 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from margin_choices import chosen_groups, group_of, in_table, method_of
+from margin_choices import chosen_groups, group_of, method_of
 from matplotlib.figure import Figure
 
 from art_wdro import knapsack_accuracy
@@ -37,11 +37,8 @@ def main() -> None:
     cells = json.loads(args.cells.read_text(encoding="utf-8"))
     figure = Figure(figsize=(6.2, 4), layout="constrained")
     axes = figure.subplots()
-    shown = args.methods or [
-        group
-        for group in dict.fromkeys(map(group_of, in_table(cells)))
-        if group == "start" or (group in chosen_groups(cells) and method_of(group.rpartition(", ")[0]) in SHOWN)
-    ]
+    chosen = sorted(group for group in chosen_groups(cells) if method_of(group.rpartition(", ")[0]) in SHOWN)
+    shown = args.methods or [*chosen, "start"]
     for name, colour in zip(shown, cycle(COLOURS), strict=False):
         own = [cell for cell in cells if group_of(cell) == name and "failed" not in cell]
         eps = own[0]["setting"]["eps"]
