@@ -17,7 +17,7 @@ import art_wdro
 from art_wdro._cli import cli
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted((ROOT / "art_wdro").glob("*.py"))
+SOURCES = sorted((ROOT / "art_wdro").rglob("*.py"))
 
 
 def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -70,7 +70,7 @@ def test_every_module_has_its_layer_and_its_line_in_contributing():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     layers = set(re.findall(r"art_wdro\.(\w+)", config["importlinter:contract:direction"]["layers"]))
-    modules = {file.stem for file in (ROOT / "art_wdro").glob("*.py")} - {"__init__", "__main__", "_version"}
+    modules = {file.stem for file in (ROOT / "art_wdro").rglob("*.py")} - {"__init__", "__main__", "_version"}
     assert layers - {"_version"} == modules
     described = set(re.findall(r"`(_\w+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     assert modules <= described
