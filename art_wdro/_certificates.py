@@ -18,7 +18,7 @@ from art_wdro._certified import certain_radii, class_pairs, pair_constants, wors
 from art_wdro._certified_problem import balls_around, certified_problem, finite_box, radii_of, radius_of, traced_graph
 from art_wdro._coupling import all_rows
 from art_wdro._intervals import Interval
-from art_wdro._knapsack import knapsack_accuracy
+from art_wdro._knapsack import fill
 from art_wdro._layers import run
 from art_wdro._norm_bounds import operator_norms
 from art_wdro._rows import parts
@@ -254,8 +254,7 @@ def certified_accuracy(
     _bridge.require_pytorch(certified_accuracy, classifier)
     p, eps = _checks.order(p, one=True), _checks.real("eps", eps, 0.0)
     radii = certified_radii(classifier, x, y, norm, batch_size=batch_size)
-    accuracy: float = knapsack_accuracy(all_rows(torch.from_numpy(radii))[0].numpy(), eps, p)
-    return accuracy
+    return fill(all_rows(torch.from_numpy(radii))[0].numpy(), eps, p).accuracy
 
 
 def _rings(eps: float, size: float) -> Tensor:

@@ -33,6 +33,11 @@ class Filling(NamedTuple):
     fraction: float
     threshold: float
 
+    @property
+    def accuracy(self) -> float:
+        """The share of the mass that is left, in [0, 1]."""
+        return float(1.0 - (self.flipped.sum() + self.fraction) / len(self.flipped))
+
 
 def fill(distances: np.ndarray, eps: float, p: float) -> Filling:
     """Spend the budget on the cheapest samples.
@@ -91,11 +96,7 @@ def knapsack_accuracy(distances: Any, eps: Any, p: float = 2) -> Any:
     if not (values >= 0).all():
         raise ValueError("distances hold negative or NaN values; allowed are numbers >= 0, inf included")
     if np.ndim(eps) == 0:
-        return _accuracy(values, _checks.real("eps", eps, 0.0), p)
+        return fill(values, _checks.real("eps", eps, 0.0), p).accuracy
     budgets = np.asarray(eps)
-    return np.array([_accuracy(values, _checks.real("eps", e, 0.0), p) for e in budgets.flat]).reshape(budgets.shape)
-
-
-def _accuracy(distances: np.ndarray, eps: float, p: float) -> float:
-    filling = fill(distances, eps, p)
-    return float(1.0 - (filling.flipped.sum() + filling.fraction) / len(distances))
+    found = [fill(values, _checks.real("eps", e, 0.0), p).accuracy for e in budgets.flat]
+    return np.array(found).reshape(budgets.shape)
