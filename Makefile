@@ -27,7 +27,7 @@ test-newest:
 	$(MAKE) fast-tests PYTHON=$(NEWEST_PYTHON) VENV=.venv-newest
 
 fast-tests: $(VENV)/.test
-	$(BIN)/python -c "from art_wdro._machine import machine; print(machine())"
+	$(BIN)/python -c "from art_wdro._reproduction.machine import machine; print(machine())"
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(VENV)/.test

@@ -6,7 +6,7 @@ import sys
 from art_wdro._version import __version__
 
 try:
-    from art_wdro._cli import main
+    from art_wdro._cli.main import main
 except ModuleNotFoundError as error:
     if error.name != "click":
         raise

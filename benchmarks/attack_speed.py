@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinPGD
-from art_wdro._machine import machine
+from art_wdro._reproduction.machine import machine
 
 
 def bare_loop(

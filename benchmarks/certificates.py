@@ -19,12 +19,12 @@ from networks import load
 from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinPGD, lipschitz_certificate, loss_certificate, sensitivity
-from art_wdro._certified import class_pairs
-from art_wdro._classifiers import as_classifier
-from art_wdro._intervals import Interval
-from art_wdro._jacobian_bounds import propagate
-from art_wdro._norm_bounds import JacobianNorms
-from art_wdro._tracing import graph_of
+from art_wdro._bounds.certified import class_pairs
+from art_wdro._bounds.intervals import Interval
+from art_wdro._bounds.jacobians import propagate
+from art_wdro._bounds.operator_norms import JacobianNorms
+from art_wdro._bounds.tracing import graph_of
+from art_wdro._sources.classifiers import as_classifier
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
 from art_wdro import WassersteinKnapsack, certified_radii, knapsack_accuracy
-from art_wdro._classifiers import as_classifier
+from art_wdro._sources.classifiers import as_classifier
 
 SIDES = {"digits": 8, "fashion-mnist": 28}
 EPOCHS = {"digits": 80, "fashion-mnist": 8}

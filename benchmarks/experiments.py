@@ -26,9 +26,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from art_wdro._experiments import Laboratory
-from art_wdro._protocol import Cell, PaperTrainer, Protocol
-from art_wdro._reproduce import Reproduction
+from art_wdro._reproduction.laboratory import Laboratory
+from art_wdro._reproduction.protocol import Cell, PaperTrainer, Protocol
+from art_wdro._reproduction.reproduction import Reproduction
 
 SEEDS = (0, 1, 2)
 FASHION = Protocol(

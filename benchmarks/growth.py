@@ -28,7 +28,7 @@ from timing import keep
 from torch import nn
 
 from art_wdro import WassersteinPGD
-from art_wdro._machine import machine
+from art_wdro._reproduction.machine import machine
 
 CELLS = [(count, 32) for count in (1000, 4000, 16000, 64000)] + [(1000, side) for side in (64, 112, 160, 224)]
 STEPS = 5

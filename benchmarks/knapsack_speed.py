@@ -24,7 +24,7 @@ from timing import interleaved, keep, ratio
 from torch import nn
 
 from art_wdro import WassersteinKnapsack
-from art_wdro._machine import machine
+from art_wdro._reproduction.machine import machine
 
 LADDER = (5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 200, 300)
 EQUAL = 1.001

@@ -24,7 +24,7 @@ from timing import keep
 from torch import nn
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinPGD, sensitivity, wasserstein_distance
-from art_wdro._machine import machine
+from art_wdro._reproduction.machine import machine
 
 
 def resident() -> int:

@@ -20,8 +20,8 @@ from margin_cells import classifier_for, data_of, figures, file_of, read, search
 from margin_choices import group_of, in_table
 from margin_settings import MAX_ITER, SEEDS, SETTINGS
 
-from art_wdro._data import Split
-from art_wdro._margin_trainer import REACH
+from art_wdro._sources.data import Split
+from art_wdro.trainers._margin import REACH
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 

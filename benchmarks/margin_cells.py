@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from art_wdro import WassersteinKnapsack, knapsack_accuracy, perturb_weights
-from art_wdro._boundary import boundary
-from art_wdro._data import Split, load_data
-from art_wdro._files import write_atomically, write_text
-from art_wdro._margin_trainer import REACH
-from art_wdro._margin_training import HEAVIEST
-from art_wdro._protocol import paper_figures
+from art_wdro._reproduction.protocol import paper_figures
+from art_wdro._solvers.boundary import boundary
+from art_wdro._sources.data import Split, load_data
+from art_wdro._storage.files import write_atomically, write_text
+from art_wdro.trainers._dual import HEAVIEST
+from art_wdro.trainers._margin import REACH
 
 GRID = np.linspace(0, 1, 41)
 """Budgets of the area, in eps."""

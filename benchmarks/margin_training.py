@@ -29,8 +29,8 @@ from margin_choices import chosen, chosen_groups, group_of, in_table, method_of
 from margin_settings import REMEDIES, SEEDS, SETTINGS
 from summary import SHARES, compact, spread
 
-from art_wdro._evaluation import _autoattack_runner
-from art_wdro._files import write_text
+from art_wdro._storage.files import write_text
+from art_wdro.evaluation._autoattack import autoattack_runner
 
 AUTOATTACK_IMAGES = 200
 """Test images of AutoAttack, among those of the knapsack."""
@@ -71,7 +71,7 @@ def autoattack(name: str, folder: Path, data_dir: str) -> None:
         x, y = (torch.from_numpy(part[standing]) for part in test)
         right = np.zeros(0, bool)
         if len(standing):
-            adversarial, _ = _autoattack_runner(classifier, x, y, math.inf, setting.eps, 250)()
+            adversarial, _ = autoattack_runner(classifier, x, y, math.inf, setting.eps, 250)()
             right = classifier.predict(adversarial).argmax(1) == y.numpy()
         cell["autoattack"] = float(right.sum() / AUTOATTACK_IMAGES)
         write_text(file, json.dumps(cell, indent=1))

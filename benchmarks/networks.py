@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from art_wdro import adversarial_accuracy
-from art_wdro._data import Split
+from art_wdro._sources.data import Split
 
 KEPT = Path(__file__).parent.parent / "runs" / "networks"
 

@@ -23,7 +23,7 @@ from networks import KEPT, load, small_cnn, small_resnet
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from art_wdro._training import kl_consistency
+from art_wdro.trainers._consistency import kl_consistency
 
 VALIDATION = 5000
 """Training images left out here.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from art_wdro._machine import machine
+from art_wdro._reproduction.machine import machine
 
 
 def interleaved(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from art_wdro import DistributionalTRADESTrainer
-from art_wdro._losses import redlr
-from art_wdro._machine import machine
-from art_wdro._training import kl_consistency
+from art_wdro._reproduction.machine import machine
+from art_wdro.losses import redlr
+from art_wdro.trainers._consistency import kl_consistency
 
 
 def dense_redlr(logits: Tensor, labels: Tensor) -> Tensor:

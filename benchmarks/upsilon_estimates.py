@@ -38,9 +38,9 @@ from art_wdro import (
     reinitialise_last_layer,
     sensitivity,
 )
-from art_wdro._machine import machine
-from art_wdro._norms import dual_norms, power_mean
-from art_wdro._training import RunningUpsilon
+from art_wdro._reproduction.machine import machine
+from art_wdro._threat.norms import dual_norms, power_mean
+from art_wdro.trainers._upsilon import RunningUpsilon
 
 FRACTIONS = (0.05, 0.1, 0.2)
 WINDOWS = (1, 2, 4, 8, 16, 32, 64)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The demo as a script: the same as `art-wdro demo`; art_wdro/_demo.py is what to read."""
+"""The demo as a script: the same as `art-wdro demo`; art_wdro/_cli/demo.py is what to read."""
 
-from art_wdro._demo import main
+from art_wdro._cli.demo import main
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from art_wdro import DistributionalTRADESTrainer, _checkpoint, _files
+from art_wdro import DistributionalTRADESTrainer
+from art_wdro._storage import checkpoint, files
 from tests.conftest import DigitsNetwork, digits, make_classifier
 
 
@@ -45,9 +46,9 @@ def arm(moment: str, number: int) -> None:
         trainer = DistributionalTRADESTrainer
         trainer._update = countdown(trainer._update, die)
     if moment == "write":
-        _checkpoint.torch.save = countdown(torch.save, half)
+        checkpoint.torch.save = countdown(torch.save, half)
     if moment == "flush":
-        _files.os.fsync = countdown(os.fsync, die)
+        files.os.fsync = countdown(os.fsync, die)
 
 
 def run(checkpoint: Path | None) -> dict[str, object]:

@@ -22,10 +22,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from art_wdro import WassersteinFGM, WassersteinPGD, sensitivity, wasserstein_distance
-from art_wdro._ascent import ascend, step_lengths
-from art_wdro._losses import attack_objective
-from art_wdro._preprocessing import preprocessing
-from art_wdro._sensitivity import Objective
+from art_wdro._host.preprocessing import preprocessing
+from art_wdro._solvers.ascent import ascend, step_lengths
+from art_wdro._solvers.objective import Objective
+from art_wdro.losses import attack_objective
 from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, digits, dual, linear_problem, make_classifier
 
 THREATS = list(itertools.product(ORDERS, NORMS))

@@ -32,14 +32,14 @@ from art_wdro import (
     sensitivity,
     wasserstein_distance,
 )
-from art_wdro._branch_and_bound import largest_jacobian
-from art_wdro._certified import class_pairs, pair_constants, worst_mean
-from art_wdro._intervals import Ball, Interval
-from art_wdro._jacobian_bounds import jacobians, propagate
-from art_wdro._linear_bounds import output_bounds
-from art_wdro._norm_bounds import JacobianNorms
-from art_wdro._norms import dual_exponent
-from art_wdro._tracing import graph_of
+from art_wdro._bounds.branch_and_bound import largest_jacobian
+from art_wdro._bounds.certified import class_pairs, pair_constants, worst_mean
+from art_wdro._bounds.crown import output_bounds
+from art_wdro._bounds.intervals import Ball, Interval
+from art_wdro._bounds.jacobians import jacobians, propagate
+from art_wdro._bounds.operator_norms import JacobianNorms
+from art_wdro._bounds.tracing import graph_of
+from art_wdro._threat.norms import dual_exponent
 from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier
 
 ACTIVATIONS = {

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, WassersteinPGD, _checkpoint
+from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, WassersteinPGD
+from art_wdro._storage import checkpoint
 from tests import checkpoint_worker
 from tests.conftest import NORMS, digits, linear_problem
 
@@ -207,7 +208,7 @@ def interrupted_after(classifier, passes: int):
 @pytest.mark.parametrize("loss", ["ce", "redlr"])
 @pytest.mark.parametrize("p", [2.0, np.inf])
 def test_an_attack_goes_on_from_its_last_iterate(tmp_path, monkeypatch, norm, loss, p):
-    monkeypatch.setattr(_checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     problem = linear_problem()
     attack = WassersteinPGD(problem.classifier, p, norm, eps=0.05, loss=loss, max_iter=8, batch_size=20, verbose=False)
     expected = attack.generate(problem.x, problem.y)
@@ -225,7 +226,7 @@ def test_an_attack_goes_on_from_its_last_iterate(tmp_path, monkeypatch, norm, lo
 
 
 def test_a_search_for_least_distances_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     problem = linear_problem()
     attack = WassersteinKnapsack(problem.classifier, eps=0.05, max_iter=30, batch_size=10, verbose=False)
     expected, distances = attack.generate(problem.x, problem.y), attack.distances_
@@ -242,7 +243,7 @@ def test_a_search_for_least_distances_goes_on(tmp_path, monkeypatch):
 
 
 def test_an_attack_on_something_else_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     problem, file = linear_problem(), tmp_path / "attack.ckpt"
     attack = WassersteinPGD(problem.classifier, eps=0.05, max_iter=8, batch_size=20, verbose=False)
     _, hook = interrupted_after(problem.classifier, 13)

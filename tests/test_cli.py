@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from art_wdro import _files
-from art_wdro._cli import main
-from art_wdro._data import draw, load_data
-from art_wdro._models import load_classifier
+from art_wdro._cli.main import main
+from art_wdro._sources.data import draw, load_data
+from art_wdro._sources.networks import load_classifier
+from art_wdro._storage import files
 from tests.conftest import DigitsNetwork, digits
 
 FACTORY = """
@@ -297,7 +297,7 @@ def test_links_modes_and_endings_of_files(tmp_path, folder):
     (folder / "real.json").write_text("old")
     (folder / "real.json").chmod(0o600)
     (folder / "link.json").symlink_to("real.json")
-    _files.write_text(Path("link.json"), "new")
+    files.write_text(Path("link.json"), "new")
     assert (folder / "link.json").is_symlink()
     assert (folder / "real.json").read_text() == "new"
     assert (folder / "real.json").stat().st_mode & 0o777 == 0o600
@@ -310,13 +310,13 @@ def test_links_modes_and_endings_of_files(tmp_path, folder):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
-    _files.write_text(path, "old")
+    files.write_text(path, "old")
 
     def fail(temporary: Path) -> None:
         temporary.write_text("half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        _files.write_atomically(path, fail)
+        files.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

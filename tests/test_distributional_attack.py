@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from art_wdro import (
-    WassersteinDistributionalAttack,
-    WassersteinKnapsack,
-    adversarial_accuracy,
-    knapsack_accuracy,
-)
-from art_wdro._norms import sample_norms
+from art_wdro import WassersteinDistributionalAttack, WassersteinKnapsack, adversarial_accuracy, knapsack_accuracy
+from art_wdro._threat.norms import sample_norms
 from tests.conftest import BUDGETS, NORMS, digits, dual, linear_problem
 
 

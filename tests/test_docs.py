@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import art_wdro
-from art_wdro._cli import cli
+from art_wdro._cli.main import cli
 from tests.conftest import digits, make_classifier
 
 ROOT = Path(__file__).parents[1]

@@ -22,8 +22,8 @@ from art_wdro import (
     sensitivity,
     wasserstein_distance,
 )
-from art_wdro._evaluation import _check_order
-from art_wdro._report import Row
+from art_wdro.evaluation._report import Row
+from art_wdro.evaluation._sanity import check_order
 from tests.conftest import NORMS, digits, linear_problem, make_classifier
 
 
@@ -200,7 +200,7 @@ def test_more_accuracy_under_the_larger_threat_is_noticed():
         Row("W-PGD", 2.0, 0.51, 0, 0, 0),
         Row("knapsack", 2.0, 0.3, 0, 0, 0),
     ]
-    (text,) = _check_order(rows)
+    (text,) = check_order(rows)
     assert "W-PGD leaves 51.0 % under W_2, more than the 50.0 % of PGD under W_inf" in text
 
 
@@ -221,7 +221,7 @@ def test_figure_without_matplotlib_and_autoattack_that_does_not_fit(report, line
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match="needs matplotlib: pip install"):
         report.save_figure(tmp_path / "curve.png")
-    monkeypatch.setattr("art_wdro._evaluation.import_module", without)
+    monkeypatch.setattr("art_wdro.evaluation._autoattack.import_module", without)
     with pytest.raises(ImportError, match="the package is not installed"):
         evaluate(linear.classifier, linear.x, linear.y, autoattack=True)
 

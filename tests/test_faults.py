@@ -8,14 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from art_wdro import (
-    DistributionalTRADESTrainer,
-    WassersteinKnapsack,
-    WassersteinPGD,
-    adversarial_accuracy,
-    sensitivity,
-)
-from art_wdro._losses import attack_objective
+from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, WassersteinPGD, adversarial_accuracy, sensitivity
+from art_wdro.losses import attack_objective
 from tests.conftest import NORMS, ORDERS, digits, linear_problem
 
 (X, Y), _ = digits()

@@ -19,7 +19,7 @@ from art_wdro import (
     knapsack_accuracy,
     sensitivity,
 )
-from art_wdro._geometry import GROUND_NORMS
+from art_wdro._threat.geometry import GROUND_NORMS
 from tests.conftest import Problem, make_classifier
 
 SHAPES = [(1,), (4,), (1, 1, 3), (2, 3, 2), (3, 2)]

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from art_wdro import _geometry as geometry
-from art_wdro._norms import dual_exponent, power_mean, sample_norms
+from art_wdro._threat import geometry
+from art_wdro._threat.norms import dual_exponent, power_mean, sample_norms
 
 NORMS = st.sampled_from(geometry.GROUND_NORMS)
 ORDERS = st.one_of(st.floats(1.05, 50.0), st.just(math.inf))

@@ -16,8 +16,8 @@ from scipy.optimize import brentq, linprog
 from torch import nn
 
 from art_wdro import WassersteinKnapsack, WassersteinPGD, adversarial_accuracy, knapsack_accuracy, wasserstein_distance
-from art_wdro._geometry import project_in_box, project_on_balls
-from art_wdro._norms import sample_norms
+from art_wdro._threat.geometry import project_in_box, project_on_balls
+from art_wdro._threat.norms import sample_norms
 from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier
 
 DISTANCES = st.lists(st.one_of(st.just(0.0), st.floats(0.1, 10), st.just(math.inf)), min_size=1, max_size=8)

@@ -17,13 +17,13 @@ from art_wdro import (
     DistributionalTRADESTrainer,
     WassersteinKnapsack,
     WassersteinPGD,
-    _rows,
     accuracy_bounds,
     adversarial_accuracy,
     evaluate,
     sensitivity,
     wasserstein_distance,
 )
+from art_wdro._storage import arrays
 from tests.conftest import NORMS, digits, linear_problem
 
 (X, Y), _ = digits()
@@ -32,7 +32,7 @@ from tests.conftest import NORMS, digits, linear_problem
 @pytest.fixture(params=["r", "r+", "c"])
 def mapped(request, tmp_path, monkeypatch):
     """The linear problem with its inputs in a mapped file, of which pages are given back all the time."""
-    monkeypatch.setattr(_rows, "TOUCHED", 500)
+    monkeypatch.setattr(arrays, "TOUCHED", 500)
     problem = linear_problem()
     np.save(tmp_path / "x.npy", problem.x)
     return problem._replace(x=np.load(tmp_path / "x.npy", mmap_mode=request.param))
@@ -91,7 +91,7 @@ def test_mapped_files_that_torch_cannot_share(tmp_path, dtype, step):
 
 @pytest.mark.parametrize("kind", ["anonymous", "copy on write"])
 def test_private_mappings_keep_what_was_written_to_them(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(_rows, "TOUCHED", 500)
+    monkeypatch.setattr(arrays, "TOUCHED", 500)
     problem = linear_problem()
     size = problem.x.nbytes
     (tmp_path / "x").write_bytes(bytes(size))
@@ -111,7 +111,7 @@ def test_a_full_disk_is_an_error_that_names_tmpdir(monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"no room for a temporary file of 4.0 GB: '.*\(TMPDIR\)'"):
-        _rows.mapped_zeros((10**9,), torch.float32)
+        arrays.mapped_zeros((10**9,), torch.float32)
 
 
 def test_the_users_own_array_cannot_be_written_through_a_report():
@@ -140,7 +140,7 @@ def fine_tuned(classifier, *arguments, **keywords) -> np.ndarray:
 
 
 def test_training_on_a_mapped_file_and_on_a_data_set(digits_classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr(_rows, "TOUCHED", 500)
+    monkeypatch.setattr(arrays, "TOUCHED", 500)
     start = {k: v.clone() for k, v in digits_classifier.model.state_dict().items()}
     np.save(tmp_path / "x.npy", X[:100])
     pairs = TensorDataset(torch.from_numpy(X[:100]), torch.from_numpy(Y[:100]))
@@ -208,12 +208,13 @@ import re, sys
 from pathlib import Path
 import numpy as np, torch
 from art.estimators.classification import PyTorchClassifier
-from art_wdro import WassersteinPGD, _rows, sensitivity, wasserstein_distance
+from art_wdro._storage import arrays
+from art_wdro import WassersteinPGD, sensitivity, wasserstein_distance
 
 def memory(field):
     return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-_rows.TOUCHED = 2**25
+arrays.TOUCHED = 2**25
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 3))
 classifier = PyTorchClassifier(model, torch.nn.CrossEntropyLoss(), (1024,), 3, clip_values=(0, 1), device_type="cpu")
 x = np.memmap(sys.argv[1], np.float32, "w+", shape=(2**17, 1024))  # a sparse file of 512 MiB

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from art_wdro import DLRLoss, ReDLRLoss, WassersteinPGD, adversarial_accuracy
-from art_wdro._losses import attack_objective
+from art_wdro.losses import attack_objective
 from tests.conftest import linear_problem
 
 LOGITS = hnp.arrays(

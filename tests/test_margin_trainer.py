@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinKnapsack, WassersteinMarginTrainer, knapsack_accuracy
-from art_wdro._boundary import boundary
-from art_wdro._knapsack import fill
-from art_wdro._margin_training import RunningThresholds, dual_accuracy, hinge_loss, slopes_of_hinges
-from art_wdro._norms import dual_exponent
+from art_wdro._solvers.boundary import boundary
+from art_wdro._threat.knapsack import fill
+from art_wdro._threat.norms import dual_exponent
+from art_wdro.trainers._dual import RunningThresholds, dual_accuracy, hinge_loss, slopes_of_hinges
 from tests.conftest import NORMS, ORDERS, digits, linear_problem, make_classifier, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from art_wdro._cli import main
-from art_wdro._experiments import Laboratory
-from art_wdro._protocol import Cell, Protocol
-from art_wdro._published import BEFORE, BEST, GRIDS, NETWORKS
-from art_wdro._reproduce import TARGETS, Entry, Reproduction
-from art_wdro._robustbench import _importable
+from art_wdro._cli.main import main
+from art_wdro._reproduction.laboratory import Laboratory
+from art_wdro._reproduction.protocol import Cell, Protocol
+from art_wdro._reproduction.published import BEFORE, BEST, GRIDS, NETWORKS
+from art_wdro._reproduction.reproduction import TARGETS, Reproduction
+from art_wdro._reproduction.tables import Entry
+from art_wdro._sources.robustbench import _importable
 
 pytestmark = pytest.mark.slow
 SETTING = ["--epochs", "1", "--batch-size", "16", "--max-iter", "2", "--strong-samples", "6", "--no-autoattack"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from art_wdro import WassersteinPGD, load_robustbench
-from art_wdro._robustbench import _importable
+from art_wdro._sources.robustbench import _importable
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # robustbench and timm warn at import
 PAPER = (

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from art_wdro import DistributionalTRADESTrainer, WassersteinFGM, WassersteinPGD, _rows
-from art_wdro._ascent import ascend, step_lengths
-from art_wdro._losses import attack_objective
-from art_wdro._sensitivity import Objective
+from art_wdro import DistributionalTRADESTrainer, WassersteinFGM, WassersteinPGD
+from art_wdro._solvers.ascent import ascend, step_lengths
+from art_wdro._solvers.objective import Objective
+from art_wdro._storage import arrays
+from art_wdro.losses import attack_objective
 from tests.conftest import NORMS, digits, linear_problem, make_classifier
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -27,7 +28,7 @@ def test_the_arithmetic_may_be_cut_anywhere(digits_classifier, monkeypatch, norm
     x, y = (part[:50] for part in digits()[1])
     attack = WassersteinPGD(digits_classifier, norm=norm, eps=0.2, max_iter=6, batch_size=20, verbose=False)
     expected = attack.generate(x, y)
-    monkeypatch.setattr(_rows, "CACHED", numbers)
+    monkeypatch.setattr(arrays, "CACHED", numbers)
     np.testing.assert_array_equal(attack.generate(x, y), expected)
 
 
@@ -153,14 +154,14 @@ def test_too_large_data_stay_on_the_host(monkeypatch):
     cuda = torch.device("cuda", 0)
     x = torch.zeros(100, 10)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 4 * x.nbytes - 1, 10**12))
-    assert _rows.placed(x, cuda) is x
-    assert _rows.placed(x, torch.device("cpu")) is x
+    assert arrays.placed(x, cuda) is x
+    assert arrays.placed(x, torch.device("cpu")) is x
 
 
 def test_rows_that_lie_elsewhere_are_read_and_written():
     """The host's rows with a device that is none: reading and writing go through the same calls."""
     values = torch.arange(12.0).reshape(6, 2)
-    rows = _rows.Rows(values, torch.device("cpu"))
+    rows = arrays.Rows(values, torch.device("cpu"))
     rows.resident = False
     rows.take(slice(0, 2), torch.full((2, 2), 7.0), torch.tensor(1.0))
     rows.take(slice(2, 4), torch.full((2, 2), 7.0), torch.tensor(0.0))

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinPGD, adversarial_accuracy, reinitialise_last_layer
-from art_wdro._training import batch_budget
+from art_wdro.trainers._upsilon import batch_budget
 from tests.conftest import DigitsNetwork, digits, linear_problem, make_classifier, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from art_wdro import _training as training
-from art_wdro._norms import dual_exponent, power_mean
+from art_wdro._threat.norms import dual_exponent, power_mean
+from art_wdro.trainers._consistency import CONSISTENCIES, ce_consistency, kl_consistency
+from art_wdro.trainers._update import set_training_mode
+from art_wdro.trainers._upsilon import RunningUpsilon, batch_budget
 
 
 def scalars(*values: float) -> torch.Tensor:
@@ -23,12 +25,12 @@ def test_consistency_terms_are_the_formulas():
     soft, softer = clean.softmax(1), adversarial.softmax(1)
     kl = (soft * (soft / softer).log()).sum(1).mean()
     ce = -(soft * softer.log()).sum(1).mean()
-    torch.testing.assert_close(training.kl_consistency(clean, adversarial), kl)
-    torch.testing.assert_close(training.ce_consistency(clean, adversarial), ce)
-    torch.testing.assert_close(training.kl_consistency(clean, clean), torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(kl_consistency(clean, adversarial), kl)
+    torch.testing.assert_close(ce_consistency(clean, adversarial), ce)
+    torch.testing.assert_close(kl_consistency(clean, clean), torch.zeros((), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("consistency", training.CONSISTENCIES.values())
+@pytest.mark.parametrize("consistency", CONSISTENCIES.values())
 def test_the_gradient_goes_through_both_arguments(consistency):
     clean, adversarial = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
     consistency(clean, adversarial).backward()
@@ -40,7 +42,7 @@ def test_the_gradient_goes_through_both_arguments(consistency):
 def test_batch_budgets_add_up_to_the_whole(p):
     batches = scalars(0.5, 1.0, 3.0)
     whole = power_mean(batches, dual_exponent(p))
-    budgets = torch.stack([training.batch_budget(0.1, batch, whole, p) for batch in batches])
+    budgets = torch.stack([batch_budget(0.1, batch, whole, p) for batch in batches])
     assert power_mean(budgets, p).item() == pytest.approx(0.1)
     if math.isinf(p):
         assert budgets.tolist() == pytest.approx([0.1] * 3)
@@ -51,25 +53,25 @@ def test_batch_budgets_add_up_to_the_whole(p):
 @pytest.mark.parametrize("p", [1.5, 2.0, math.inf])
 def test_nothing_to_attack_gets_no_budget(p):
     zero, one = scalars(0.0, 1.0)
-    assert training.batch_budget(0.1, zero, one, p) == 0
-    assert training.batch_budget(0.1, one, zero, p) == 0
-    assert training.batch_budget(0.1, zero, zero, p) == 0
+    assert batch_budget(0.1, zero, one, p) == 0
+    assert batch_budget(0.1, one, zero, p) == 0
+    assert batch_budget(0.1, zero, zero, p) == 0
 
 
 def test_running_upsilon_starts_at_the_first_estimate_and_moves_by_eta():
-    running = training.RunningUpsilon(eta=0.1, p=2, window=4)
+    running = RunningUpsilon(eta=0.1, p=2, window=4)
     assert running.update(torch.tensor(5.0)).item() == 5
     assert running.update(torch.tensor(10.0)).item() == pytest.approx(5.5)
 
 
 def test_running_upsilon_starts_above_zero():
-    running = training.RunningUpsilon(eta=0.1, p=2, window=4)
+    running = RunningUpsilon(eta=0.1, p=2, window=4)
     assert running.update(torch.tensor(0.0)).item() == 0
     assert running.update(torch.tensor(10.0)).item() == 10
 
 
 def test_streaming_is_the_weighted_q_mean_of_the_window():
-    running = training.RunningUpsilon(eta=1.0, p=3, window=2)
+    running = RunningUpsilon(eta=1.0, p=3, window=2)
     q = 1.5
     assert running.stream(scalars(4.0)[0], 10).item() == pytest.approx(4)
     running.stream(scalars(1.0)[0], 10)
@@ -82,19 +84,19 @@ def test_train_mode_leaves_frozen_parts_in_eval_mode():
     model = nn.Sequential(frozen, nn.Dropout(), nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
     for weight in frozen.parameters():
         weight.requires_grad_(False)
-    training.set_training_mode(model)
+    set_training_mode(model)
     assert not any(m.training for m in frozen.modules())
     assert all(m.training for m in (model[1], model[2], model[3]))
 
 
 def test_a_network_of_one_layer_that_is_not_frozen_is_trained_as_a_whole():
     model = nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Dropout(), nn.Linear(2, 2)).eval()
-    training.set_training_mode(model)
+    set_training_mode(model)
     assert all(m.training for m in model.modules())
 
 
 def test_with_one_trained_layer_all_the_rest_is_in_eval_mode():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), nn.Dropout(), nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    training.set_training_mode(model)
+    set_training_mode(model)
     assert [m.training for m in model] == [False, False, False, True]

@@ -20,7 +20,8 @@ from art.data_generators import PyTorchDataGenerator
 from art.estimators.classification.classifier import ClassifierMixin
 from art.utils import load_mnist
 
-from art_wdro import DistributionalTRADESTrainer, WassersteinPGD, _checks
+from art_wdro import DistributionalTRADESTrainer, WassersteinPGD
+from art_wdro._host import arguments
 
 SKIPS = {
     "test_2_tensorflow_iris": "TensorFlow classifier",
@@ -41,7 +42,7 @@ class PointwisePGD(WassersteinPGD):
         self, estimator: Any, eps: Any = 0.3, eps_step: Any = 0.1, num_random_init: int = 0, **kwargs: Any
     ) -> None:
         # W-PGD has no random starts and no random eps; a wrong num_random_init is refused here, not by W-PGD
-        _checks.integer("num_random_init", num_random_init, 0)
+        arguments.integer("num_random_init", num_random_init, 0)
         kwargs.pop("random_eps", None)
         lengths = as_numbers({"eps": eps, "eps_step": eps_step})
         super().__init__(estimator, p=np.inf, loss="ce", **lengths, **{"max_iter": 100, "batch_size": 32, **kwargs})

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The commands of `art-wdro`, one file each."""

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: MIT
+"""Fine-tune a robust network against a distributional threat, and see what that changes.
+
+A small network is trained with ART's own TRADES trainer. From there it is trained further in two ways, ART's
+and the distributional one, equally long; all three are evaluated on held-out images. Out come a table and a
+figure: accuracy along the epochs, and images with where the budget went.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from art.attacks.attack import EvasionAttack
+from art.attacks.evasion import ProjectedGradientDescent
+from art.defences.trainer import AdversarialTrainerTRADESPyTorch
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+from tqdm.auto import tqdm
+
+from art_wdro._sources.data import Split, as_images, load_data
+from art_wdro._storage.files import write_atomically, write_text
+from art_wdro.attacks._knapsack import WassersteinKnapsack
+from art_wdro.attacks._pgd import WassersteinPGD
+from art_wdro.evaluation._accuracy import adversarial_accuracy
+from art_wdro.trainers._trades import DistributionalTRADESTrainer
+
+EPS = {"digits": 0.1, "fashion-mnist": 0.1, "cifar10": 8 / 255, "npz": 8 / 255}
+
+
+def load(args: argparse.Namespace) -> tuple[Split, Split]:
+    """Return a training and a test part."""
+    if args.npz:
+        whole = load_data(str(args.npz))
+        whole = whole.choose(np.random.default_rng(0).permutation(len(whole.x)))
+        cut = len(whole.x) * 4 // 5
+        return Split(whole.x[:cut], whole.y[:cut]), Split(whole.x[cut:], whole.y[cut:])
+    if args.data == "digits":
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        order = np.random.default_rng(0).permutation(len(digits.target))
+        x, y = as_images(digits.images / 16)[order], digits.target[order]
+        return Split(x[:1297], y[:1297]), Split(x[1297:], y[1297:])
+    source = {"fashion-mnist": "torchvision:FashionMNIST", "cifar10": "torchvision:CIFAR10"}[args.data]
+    train, test = (load_data(source, train, args.data_dir, args.download) for train in (True, False))
+    return train, test
+
+
+class Network(nn.Module):
+    """Two convolutions and two linear layers."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * -(-height // 2) * -(-width // 2), 128),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(128, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (N, classes)."""
+        logits: torch.Tensor = self.head(self.body(x))
+        return logits
+
+
+def evaluate(classifier: PyTorchClassifier, test: Split, eps: float) -> dict[str, float]:
+    """Measure accuracy in percent: clean, pointwise, and under W_2 by four attacks, the knapsack the strongest."""
+    attacks: dict[str, EvasionAttack] = {
+        "W_inf": WassersteinPGD(classifier, p=np.inf, eps=eps, loss="ce", verbose=False),
+        "W_2": WassersteinPGD(classifier, eps=eps, verbose=False),
+        "W_2 (paper's step)": WassersteinPGD(classifier, eps=eps, eps_step=eps / 20, verbose=False),
+        "W_2 (50 steps, CE)": WassersteinPGD(classifier, eps=eps, max_iter=50, loss="ce", verbose=False),
+        "W_2 (knapsack)": WassersteinKnapsack(classifier, eps=eps, verbose=False),
+    }
+    figures = {"clean": adversarial_accuracy(classifier, *test, eps=0.0)}
+    for name, attack in tqdm(attacks.items(), desc="Evaluation", leave=False):
+        figures[name] = adversarial_accuracy(classifier, *test, attack)
+    return {name: 100 * figure for name, figure in figures.items()}
+
+
+def set_optimiser(classifier: PyTorchClassifier, rate: float, momentum: float) -> None:
+    """Make the optimiser forget its state and take a new rate."""
+    classifier.optimizer.state.clear()
+    classifier.optimizer.param_groups[0].update(lr=rate, momentum=momentum)
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]], PyTorchClassifier, Split]:
+    """Train and evaluate: return the table, the fine-tuning's history, the classifier and the test images."""
+    train, test = load(args)
+    test = Split(test.x[: args.test_samples], test.y[: args.test_samples])
+    cut = len(train.x) * 5 // 6
+    validation, train = Split(train.x[cut:][:1000], train.y[cut:][:1000]), Split(train.x[:cut], train.y[:cut])
+    train = Split(train.x[: args.train_samples], train.y[: args.train_samples])
+    torch.manual_seed(args.seed)
+    np.random.seed(args.seed)
+    model = Network(train.x.shape[1:], int(max(train.y.max(), test.y.max())) + 1)
+    classifier = PyTorchClassifier(
+        model,
+        loss=nn.CrossEntropyLoss(),
+        input_shape=train.x.shape[1:],
+        nb_classes=model.head.out_features,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9),
+        clip_values=(0, 1),
+        device_type="cpu" if args.device == "cpu" else "gpu",
+    )
+    print(f"{len(train.x)} training, {len(validation.x)} validation and {len(test.x)} test images, eps {args.eps:.4f}")
+
+    print(f"Training a robust network with ART's TRADES trainer, {args.pretrain_epochs} epochs")
+    attack = ProjectedGradientDescent(classifier, eps=args.eps, eps_step=args.eps / 5, max_iter=10, verbose=False)
+    art = AdversarialTrainerTRADESPyTorch(classifier, attack, beta=6.0)
+    art.fit(*train, batch_size=64, nb_epochs=args.pretrain_epochs)
+    table = {"before": evaluate(classifier, test, args.eps)}
+    start = copy.deepcopy(model.state_dict())
+
+    print(f"Training it further with ART's trainer, {args.epochs} epochs")
+    set_optimiser(classifier, 0.05, 0.0)
+    art.fit(*train, batch_size=64, nb_epochs=args.epochs)
+    table["after, ART's TRADES"] = evaluate(classifier, test, args.eps)
+
+    print(f"Fine-tuning it from the same start with DistributionalTRADESTrainer, {args.epochs} epochs")
+    model.load_state_dict(start)
+    set_optimiser(classifier, 0.05, 0.0)
+    trainer = DistributionalTRADESTrainer(classifier, eps=args.eps, max_iter=10, seed=args.seed)
+    trainer.fit(*train, validation_data=validation, batch_size=64, nb_epochs=args.epochs)
+    table["after, distributional"] = evaluate(classifier, test, args.eps)
+    return table, trainer.history, classifier, test
+
+
+def print_table(table: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
+    """Print accuracy in percent, and the gain under W_2 with its seed."""
+    columns = list(table["before"])
+    width = max(map(len, table))
+    print(f"\nAccuracy in % on held-out images, (W_p, l_inf), eps = {args.eps:.4f}, seed {args.seed}")
+    print(" " * width, *(f"{column:>20}" for column in columns))
+    for name, figures in table.items():
+        print(f"{name:{width}}", *(f"{figures[column]:20.1f}" for column in columns))
+    before, art, ours = (figures["W_2"] for figures in table.values())
+    print(
+        f"\nGain under W_2 (seed {args.seed}): {ours - before:+.1f} points by the distributional trainer, "
+        f"{art - before:+.1f} by as many epochs more of ART's."
+    )
+
+
+def save_figure(
+    history: list[dict[str, Any]], classifier: PyTorchClassifier, test: Split, args: argparse.Namespace
+) -> None:
+    """Draw accuracy along the epochs, and for some images the attacked image and where the budget went."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    adversarial = WassersteinPGD(classifier, eps=args.eps, verbose=False).generate(*test)
+    delta = adversarial - test.x
+    length = np.abs(delta).reshape(len(delta), -1).max(1)
+    shown = np.argsort(-length)[np.linspace(0, len(length) - 1, 8).astype(int)]
+    predicted = classifier.predict(adversarial).argmax(1)
+
+    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
+    upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.15)))
+    curves, budget = upper.subplots(1, 2)
+    for key, label in (("clean_accuracy", "clean"), ("winf_accuracy", "$W_\\infty$"), ("wp_accuracy", "$W_2$")):
+        curves.plot([r["epoch"] + 1 for r in history], [100 * r[key] for r in history], marker="o", label=label)
+    curves.set(xlabel="epoch", ylabel="accuracy in %", title="validation images along the fine-tuning")
+    curves.set_ylim(bottom=max(0, 100 * min(r["wp_accuracy"] for r in history) - 15), top=102)
+    curves.legend(loc="lower center", ncols=3)
+    budget.hist(length, bins=40)
+    budget.axvline(args.eps, color="black", linestyle="--")
+    budget.set(
+        xlabel="largest pixel change (dashed: eps, a pointwise attack's)",
+        ylabel="test images",
+        title="how the attacker shares the budget",
+    )
+    lower.suptitle("from most to least budget: image, attacked image, change")
+    rows = lower.subplots(3, len(shown))
+    for column, i in zip(rows.T, shown, strict=True):
+        span = np.abs(delta).max()
+        parts = (test.x[i], adversarial[i], delta[i] / (2 * span) + 0.5 if span > 0 else delta[i] + 0.5)
+        titles = (f"label {test.y[i]}", f"seen as {predicted[i]}", f"{length[i] / args.eps:.1f} eps")
+        for axis, part, title in zip(column, parts, titles, strict=True):
+            axis.imshow(part.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(title, fontsize=9)
+            axis.axis("off")
+    write_atomically(args.figure, lambda path: figure.savefig(path, dpi=120))
+    plt.close(figure)
+    print(f"Figure saved as {args.figure}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parse(arguments: list[str] | None, prog: str | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = _Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--data", choices=("digits", "fashion-mnist", "cifar10"), default="digits")
+    source.add_argument("--npz", type=Path, help="file with x, bytes (N, H, W[, C]) or floats in [0, 1], and y (N,)")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where torchvision finds the data set")
+    parser.add_argument("--download", action="store_true", help="let torchvision fetch the data set")
+    parser.add_argument("--eps", type=float, help="budget in units of [0, 1] (0.1; for colour images 8/255)")
+    parser.add_argument("--pretrain-epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--train-samples", type=int, help="use only so many training images")
+    parser.add_argument("--test-samples", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--figure", type=Path, default=Path("runs/demo.png"))
+    parser.add_argument("--json", type=Path, help="file for the table and the history")
+    args = parser.parse_args(arguments)
+    args.eps = EPS["npz" if args.npz else args.data] if args.eps is None else args.eps
+    if args.npz and not args.npz.is_file():
+        parser.error(f"--npz is {args.npz}, and there is no such file")
+    return args
+
+
+def main(arguments: list[str] | None = None, prog: str | None = None) -> None:
+    """Run the demo."""
+    args = parse(arguments, prog)
+    table, history, classifier, test = run(args)
+    print_table(table, args)
+    if args.json:
+        found = {"seed": args.seed, "eps": args.eps, "accuracy_percent": table, "history": history}
+        write_text(args.json, json.dumps(found, indent=1))
+    save_figure(history, classifier, test, args)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""`art-wdro evaluate`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from art_wdro._cli.options import PATH, SHARED, check_figure, read_classifier, read_data, telling, writable
+from art_wdro._sources.data import draw
+from art_wdro._storage.files import write_atomically, write_text
+from art_wdro.evaluation._evaluate import evaluate as run_evaluation
+from art_wdro.evaluation._report import Row
+
+
+@click.command()
+@SHARED
+@click.option("--knapsack-iter", type=click.IntRange(1), default=300, show_default=True, help="Gradients a sample.")
+@click.option("--autoattack/--no-autoattack", default=None, help="By default where it is installed.")
+@click.option("--certified/--no-certified", default=None, help="Certified accuracy; by default for small networks.")
+@click.option("--markdown", "markdown_file", type=PATH, help="File for the table in Markdown.")
+@click.option("--figure", "figure_file", type=PATH, help="File for the curve of accuracy over eps.")
+@click.option("--arrays", "arrays_file", type=PATH, help="File .npz for inputs, labels and adversarial arrays.")
+def evaluate(
+    json_file: Path | None,
+    markdown_file: Path | None,
+    figure_file: Path | None,
+    arrays_file: Path | None,
+    knapsack_iter: int,
+    autoattack: bool | None,
+    certified: bool | None,
+    **arguments: Any,
+) -> None:
+    """Evaluate a network: clean, W_inf, and W_p by W-PGD and the knapsack."""
+    files = writable(json=json_file, markdown=markdown_file, figure=figure_file, arrays=arrays_file)
+    if figure_file is not None:
+        check_figure(figure_file)
+    whole = read_data(arguments)
+    indices = draw(len(whole.x), arguments["samples"], arguments["seed"])
+    data = whole.choose(indices)
+    classifier = read_classifier(arguments, data)
+    setting = {key: str(arguments[key]) for key in ("model", "data", "p", "norm", "eps", "seed")}
+    rows: list[dict[str, Any]] = []
+    arrays: dict[str, Any] = {"x": data.x, "y": data.y, "indices": indices}
+
+    def keep(row: Row, adversarial: np.ndarray) -> None:
+        rows.append(row.to_dict())
+        if json_file is not None:
+            write_text(json_file, json.dumps({"setting": setting, "attacks": rows, "complete": False}, indent=1))
+        if arrays_file is not None:
+            arrays[row.attack] = adversarial
+            _save_arrays(arrays, arrays_file)
+
+    with warnings.catch_warnings(), telling(files):
+        warnings.simplefilter("ignore", UserWarning)  # the report prints them
+        report = run_evaluation(
+            classifier,
+            data.x,
+            data.y,
+            p=arguments["p"],
+            norm=arguments["norm"],
+            eps=arguments["eps"],
+            batch_size=arguments["batch_size"],
+            knapsack_iter=knapsack_iter,
+            autoattack=autoattack,
+            certified=certified,
+            on_row=keep,
+        )
+    click.echo(str(report))
+    if json_file is not None:
+        found = report.to_dict() | {"setting": setting, "indices": indices.tolist(), "complete": True}
+        write_text(json_file, json.dumps(found, indent=1, allow_nan=False))
+    if markdown_file is not None:
+        write_text(markdown_file, report.to_markdown() + "\n")
+    if figure_file is not None:
+        write_atomically(figure_file, report.save_figure)
+
+
+def _save_arrays(arrays: dict[str, Any], file: Path) -> None:
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:  # NumPy would add an ending to a name
+            np.savez(stream, **arrays)
+
+    write_atomically(file, write)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""`art-wdro finetune`."""
+
+from __future__ import annotations
+
+import json
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from click.core import ParameterSource
+
+from art_wdro._cli.options import PATH, SHARED, TRAINING, Number, read_classifier, read_data, telling, writable
+from art_wdro._sources.data import Split
+from art_wdro._storage.files import write_atomically, write_text
+from art_wdro.trainers._margin import WassersteinMarginTrainer
+from art_wdro.trainers._starts import perturb_weights, reinitialise_last_layer
+from art_wdro.trainers._trades import UPSILON_ESTIMATES, DistributionalTRADESTrainer
+
+TRAINERS = {"trades": DistributionalTRADESTrainer, "margin": WassersteinMarginTrainer}
+TUNING = ("beta", "gamma", "max_iter", "eta", "upsilon", "consistency")
+"""Parameters of trainers beside the threat and the seed."""
+
+
+@click.command()
+@SHARED
+@TRAINING
+@click.option(
+    "--trainer",
+    type=click.Choice(list(TRAINERS)),
+    default="trades",
+    show_default=True,
+    help="trades: the training paper's; margin: WassersteinMarginTrainer, by default with beta 1.5 and max-iter 10.",
+)
+@click.option("--out", type=PATH, required=True, help="File for the state dict of the best epoch.")
+@click.option("--validation", type=click.IntRange(0), default=1000, show_default=True, help="Samples held out.")
+@click.option("--learning-rate", type=Number(), default=0.01, show_default=True)
+@click.option("--start", type=click.Choice(["none", "perturb", "last-layer"]), default="none", show_default=True)
+@click.option("--eta", type=Number(), default=1, show_default=True, help="Update rate of Upsilon.")
+@click.option("--upsilon", type=click.Choice(UPSILON_ESTIMATES), default="streaming", show_default=True)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Save the run after every epoch, and go on from it if it is there.",
+)
+def finetune(
+    json_file: Path | None,
+    trainer: str,
+    out: Path,
+    validation: int,
+    epochs: int,
+    learning_rate: float,
+    start: str,
+    checkpoint: Path | None,
+    **arguments: Any,
+) -> None:
+    """Fine-tune a network against a distributional threat; the best epoch so far is always on disk."""
+    files = writable(json=json_file, out=out, checkpoint=checkpoint)
+    options = _options_of(trainer, arguments)
+    data = read_data(arguments, train=True)
+    data = data.choose(np.random.default_rng(arguments["seed"]).permutation(len(data.x))[: arguments["samples"]])
+    if validation >= len(data.x):
+        raise ValueError(f"validation is {validation}; allowed is less than the {len(data.x)} samples")
+    held, train = Split(data.x[:validation], data.y[:validation]), Split(data.x[validation:], data.y[validation:])
+    classifier = read_classifier(arguments, data, learning_rate=learning_rate)
+    torch.manual_seed(arguments["seed"])
+    if start == "perturb":
+        perturb_weights(classifier, seed=arguments["seed"])
+    if start == "last-layer":
+        reinitialise_last_layer(classifier, seed=arguments["seed"])
+    tuner = TRAINERS[trainer](classifier, **options)
+    setting = {"trainer": trainer, **{name: str(value) for name, value in options.items()}}
+
+    def keep(record: dict[str, Any], best: bool) -> None:
+        if best or not validation:
+            _save(classifier, out)
+        if json_file is not None:
+            write_text(json_file, json.dumps({**setting, "history": tuner.history, "complete": False}, indent=1))
+
+    with telling(files):
+        tuner.fit(
+            *train,
+            validation_data=held if validation else None,
+            batch_size=arguments["batch_size"],
+            nb_epochs=epochs,
+            checkpoint=checkpoint,
+            on_epoch=keep,
+        )
+    _save(classifier, out)
+    if json_file is not None:
+        found = {**setting, "history": tuner.history, "best_epoch": tuner.best_epoch, "complete": True}
+        write_text(json_file, json.dumps(found, indent=1))
+    for record in tuner.history:
+        shown = ("epoch", "loss", "clean_accuracy", "winf_accuracy", "wp_accuracy")
+        click.echo("  ".join(f"{k} {record[k]:.4g}" for k in shown if record[k] is not None))
+    click.echo(f"Saved {out}, epoch {tuner.best_epoch}")
+
+
+def _options_of(trainer: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the constructor's arguments of a trainer.
+
+    Defaults are those of the paper's trainer, so another one takes only what was given.
+
+    :raises ValueError: If an option was given that the trainer does not have.
+    """
+    context = click.get_current_context()
+    defaults = {name for name in TUNING if context.get_parameter_source(name) is ParameterSource.DEFAULT}
+    wanted = [name for name in TUNING if trainer == "trades" or name not in defaults]
+    refused = [name for name in wanted if name not in signature(TRAINERS[trainer]).parameters]
+    if refused:
+        names = ", ".join("--" + name.replace("_", "-") for name in refused)
+        raise ValueError(f"trainer is {trainer}, which does not have {names}; give them with --trainer trades only")
+    return {name: arguments[name] for name in ("p", "norm", "eps", "seed", *wanted)}
+
+
+def _save(classifier: Any, out: Path) -> None:
+    write_atomically(out, lambda path: torch.save(classifier.model.state_dict(), path))

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: MIT
+"""The command line `art-wdro`: its commands, and what every error looks like. Needs the extra `cli`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from art.exceptions import EstimatorError
+
+from art_wdro._cli.evaluate import evaluate
+from art_wdro._cli.finetune import finetune
+from art_wdro._cli.reproduce import reproduce
+from art_wdro._version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="art-wdro")
+def cli() -> None:
+    """Distributional (Wasserstein) robustness: evaluate and fine-tune PyTorch classifiers."""
+
+
+for command in (evaluate, finetune, reproduce):
+    cli.add_command(command)
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def demo(arguments: tuple[str, ...]) -> None:
+    """Train, fine-tune and evaluate a small network on real digits."""
+    try:
+        from art_wdro._cli.demo import main as run_demo
+    except ImportError as error:
+        raise ImportError(f"the demo needs more packages ({error}): pip install 'art-wdro[demo]'") from error
+    run_demo(list(arguments), prog="art-wdro demo")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: exit code 2 and one line for a usage error, 130 after Ctrl-C."""
+    try:
+        cli.main(args=arguments, prog_name="art-wdro", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("art-wdro: interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        click.echo(f"art-wdro: {error.format_message()}", err=True)
+        sys.exit(2)
+    except (ValueError, TypeError, OSError, ImportError, EstimatorError, FloatingPointError) as error:
+        click.echo(f"art-wdro: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)

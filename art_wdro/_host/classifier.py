@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: MIT
+"""What the package takes from a `PyTorchClassifier` of ART: with `_preprocessing`, the one reader of its private side.
+
+It hands the rest of the package tensors on the classifier's device and a function from inputs to
+logits, and leaves the classifier as it was.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from art.exceptions import EstimatorError
+from torch import Tensor, nn
+
+from art_wdro._host.preprocessing import preprocessing
+from art_wdro._storage.arrays import Rows, parts
+from art_wdro._storage.checkpoint import described, fingerprint
+
+
+def require_pytorch(owner: type | Callable[..., object], classifier: object) -> None:
+    """Refuse an estimator that is not ART's `PyTorchClassifier`.
+
+    :raises EstimatorError: ART's own error, with what was given.
+    """
+    if not isinstance(classifier, PyTorchClassifier):
+        raise EstimatorError(owner, [PyTorchClassifier], classifier)
+
+
+def require_optimiser(classifier: PyTorchClassifier) -> None:
+    """Refuse a classifier that cannot be trained here.
+
+    :raises ValueError: If it has no optimiser, or trains in mixed precision through apex.
+    """
+    if classifier.optimizer is None:
+        raise ValueError("classifier has optimizer=None; needed is a PyTorchClassifier with an optimiser")
+    if classifier.use_amp:
+        raise ValueError("classifier has use_amp=True (apex); allowed is use_amp=False")
+
+
+def optimiser(classifier: PyTorchClassifier) -> torch.optim.Optimizer:
+    """Return the user's optimiser."""
+    own: torch.optim.Optimizer = classifier.optimizer
+    return own
+
+
+def network(classifier: PyTorchClassifier) -> nn.Module:
+    """Return the user's own module."""
+    own: nn.Module = classifier.model
+    return own
+
+
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Number formats of an attack's forward passes, by name; None leaves it to the network."""
+SCALES = {"float16": 1024.0}
+"""Factors that keep gradients in the range of a number format, as loss scaling in training does."""
+
+
+def logits_of(
+    classifier: PyTorchClassifier, *, training: bool = False, precision: str = "float32"
+) -> Callable[[Tensor], Tensor]:
+    """Return the function from raw inputs (N, ...) to logits (N, K), differentiable in both.
+
+    The classifier's preprocessing is part of it. The module's train or eval mode is the caller's.
+
+    :param training: Apply the preprocessing that ART applies when fitting instead of predicting.
+    :param precision: A name in `PRECISIONS`: half precision where torch's autocast allows it.
+    :raises ValueError: From the function, if the network does not put out (N, nb_classes).
+    """
+    preprocess = preprocessing(classifier, training)
+    dtype = PRECISIONS[precision]
+    casting = nullcontext() if dtype is None else torch.autocast(classifier.device.type, dtype)
+
+    def function(x: Tensor) -> Tensor:
+        with casting:
+            outputs = classifier._model(preprocess(x))
+        # ART's wrapper returns the outputs of all layers of an nn.Sequential; the logits are the last
+        logits: Tensor = outputs[-1]
+        if logits.shape != (len(x), classifier.nb_classes):
+            raise ValueError(
+                f"classifier puts out the shape {tuple(logits.shape)} for {len(x)} samples; needed are "
+                f"logits of shape ({len(x)}, nb_classes={classifier.nb_classes})"
+            )
+        return logits
+
+    return function
+
+
+@contextmanager
+def restored(classifier: PyTorchClassifier) -> Iterator[None]:
+    """Put every module back in its own mode afterwards, and every parameter's `.grad` and `requires_grad`."""
+    # a frozen ScriptModule has no mode
+    modes = [(module, module.training) for module in classifier._model.modules() if hasattr(module, "training")]
+    parameters = [(weight, weight.grad, weight.requires_grad) for weight in classifier._model.parameters()]
+    for weight, _, _ in parameters:
+        weight.grad = None
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for weight, gradient, trained in parameters:
+            weight.requires_grad_(trained).grad = gradient
+
+
+@contextmanager
+def evaluating(classifier: PyTorchClassifier) -> Iterator[None]:
+    """Put the network in eval mode with its parameters frozen; afterwards restore all of it.
+
+    Frozen, because a compiled network computes the gradients of all parameters that want one, asked or not.
+    cuDNN cannot differentiate a recurrent layer in eval mode, so it is switched off for those.
+    """
+    cudnn = torch.backends.cudnn.enabled
+    with restored(classifier), torch.inference_mode(False):
+        classifier._model.eval().requires_grad_(False)
+        try:
+            torch.backends.cudnn.enabled = cudnn and not classifier.is_rnn
+            yield
+        finally:
+            torch.backends.cudnn.enabled = cudnn
+
+
+@contextmanager
+def hint_at_memory(name: str, value: int) -> Iterator[None]:
+    """Say which argument to lower when the device's memory is exhausted."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        hint = f"{name} is {value}, too much for the device's memory; lower it"
+        raise torch.cuda.OutOfMemoryError(f"{hint}. {error}") from error
+
+
+@contextmanager
+def undisturbed(classifier: PyTorchClassifier, batch_size: int) -> Iterator[None]:
+    """Put the network in eval mode; afterwards restore modes, parameter gradients and all random state.
+
+    :param batch_size: What an error names when the device's memory is exhausted.
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    cuda = [classifier.device] if classifier.device.type == "cuda" else []
+    try:
+        with (
+            torch.random.fork_rng(devices=cuda),
+            evaluating(classifier),
+            hint_at_memory("batch_size", batch_size),
+        ):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def box(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
+    """Return the bounds of the inputs on the classifier's device, shaped to broadcast over samples.
+
+    :raises ValueError: If `clip_values` are arrays that fit no sample.
+    """
+    if classifier.clip_values is None:
+        return None
+    lower, upper = (_bound(value, tuple(classifier.input_shape)) for value in classifier.clip_values)
+    return lower.to(classifier.device), upper.to(classifier.device)
+
+
+def _bound(value: np.ndarray, shape: tuple[int | None, ...]) -> Tensor:
+    tensor = torch.as_tensor(np.asarray(value, dtype=np.float32))
+    sizes = [size for size in shape if size is not None]
+    if len(sizes) < len(shape):
+        return tensor
+    if tensor.numel() == math.prod(sizes):
+        return tensor.reshape(sizes)
+    try:
+        torch.broadcast_to(tensor, sizes)
+    except RuntimeError:
+        raise ValueError(
+            f"clip_values have the shape {tuple(tensor.shape)}; needed is one that fits inputs of shape {shape}"
+        ) from None
+    return tensor
+
+
+def identity(classifier: PyTorchClassifier) -> dict[str, Any]:
+    """Describe what a classifier does to its inputs, weights apart, in plain values."""
+    clip, loss = classifier.clip_values, classifier.loss
+    held = [*loss.state_dict().values(), getattr(loss, "label_smoothing", 0.0)] if isinstance(loss, nn.Module) else []
+    return {
+        "loss of the classifier": [described(loss), fingerprint(*held)],
+        "network": fingerprint(repr(network(classifier))),
+        "preprocessing": [described(operation) for operation in classifier.preprocessing_operations],
+        "clip_values": None if clip is None else [np.asarray(bound, dtype=float).tolist() for bound in clip],
+    }
+
+
+def batches_of(classifier: PyTorchClassifier, batch_size: int, *arrays: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Yield rows and their values in each array, in batches on the classifier's device."""
+    data = [Rows(array, classifier.device) for array in arrays]
+    return ((rows, *(array[rows] for array in data)) for rows in parts(len(arrays[0]), batch_size))
+
+
+def example(classifier: PyTorchClassifier) -> Tensor:
+    """Return one input inside the box, (1, ...), on the classifier's device.
+
+    :raises ValueError: If `input_shape` leaves a dimension open.
+    """
+    shape = tuple(classifier.input_shape)
+    if None in shape:
+        raise ValueError(f"classifier has input_shape={shape}; needed is one without open dimensions")
+    x = torch.zeros(1, *shape, device=classifier.device)
+    bounds = box(classifier)
+    return x if bounds is None else x.clamp(*bounds)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""Margins of a batch of samples towards other classes, and steps along them inside the box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from art_wdro._storage.arrays import Rows, parts, staged
+from art_wdro._threat.geometry import movable_coordinates, project_in_box, sample_direction
+from art_wdro._threat.norms import dual_exponent, sample_norms
+from art_wdro._threat.threat import Box
+from art_wdro.losses import as_float
+
+CERTAIN = 3e-6
+"""Margin, relative to the two logits compared, from which a class counts as changed.
+
+Predictions in other batches then agree. It is some 25 units in the last place of float32, and Newton's rule aims at
+twice as much.
+"""
+
+
+Self = TypeVar("Self", bound="Margins")
+
+
+def cosine(step: int, steps: int) -> float:
+    """Return what is left of a schedule that falls from 1 towards 0 along a cosine."""
+    return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def standing_samples(
+    logits_of: Callable[[Tensor], Tensor], data: Rows, labels: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Tell which samples are classified correctly, boolean, (N,), and which indices they have."""
+    standing = torch.zeros_like(labels, dtype=torch.bool)
+    with torch.no_grad():
+        for rows, points in staged(parts(len(data), batch_size), data):
+            standing[rows] = logits_of(points).argmax(1) == labels[rows]
+    return standing, standing.nonzero()[:, 0]
+
+
+@dataclass(eq=False)
+class Margins:
+    """One batch of samples, the logits around them, and where they may move.
+
+    :param logits_of: Maps inputs (N, ...) to logits (N, K), sample by sample, differentiably.
+    :param x: Inputs, (N, ...), inside the box.
+    :param labels: Class indices, (N,).
+    :param r: Exponent of the ground norm.
+    :param bounds: Bounds of the inputs, or None.
+    :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
+    """
+
+    logits_of: Callable[[Tensor], Tensor]
+    x: Tensor
+    labels: Tensor
+    r: float
+    bounds: Box | None
+    mask: Tensor | None
+
+    def __post_init__(self) -> None:
+        """Derive the box and the room of every coordinate."""
+        x = self.x
+        self.box = (x.new_full((), -torch.inf), x.new_full((), torch.inf)) if self.bounds is None else self.bounds
+        self.lower, self.upper = (self.box[0] - x).clamp(max=0.0), (self.box[1] - x).clamp(min=0.0)
+        self.gradients = 0
+
+    def part(self: Self, rows: Tensor) -> Self:
+        """Return the same for some of the samples."""
+        mask = None if self.mask is None else self.mask[rows]
+        return type(self)(self.logits_of, self.x[rows], self.labels[rows], self.r, self.bounds, mask)
+
+    def evaluate(self, point: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the logits at a point, the margin towards the target or the leading class, and its usable gradient.
+
+        :raises ValueError: If the logits do not depend on the point.
+        """
+        point = point.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = as_float(self.logits_of(point))
+            differences = self.differences(logits)
+            margin = differences.amax(1) if target is None else differences.gather(1, target[:, None])[:, 0]
+            if not margin.requires_grad:
+                raise ValueError("the classifier's logits do not depend differentiably on x")
+            (gradient,) = torch.autograd.grad(margin.sum(), point)
+        self.gradients += len(point)
+        return logits.detach(), margin.detach(), self.usable(gradient, point.detach())
+
+    def nearest_classes(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Order the classes with the largest logits by distance to first order, margin over dual norm.
+
+        :return: The class with the largest logit, (N,), the classes in order, (N, count), and their estimates.
+        """
+        x = self.x.detach().requires_grad_()
+        with torch.enable_grad():
+            differences = self.differences(as_float(self.logits_of(x)))
+            classes = differences.detach().topk(min(count, differences.shape[1] - 1), dim=1).indices
+            found = []
+            for column in range(classes.shape[1]):
+                margin = differences.gather(1, classes[:, column : column + 1])[:, 0]
+                (gradient,) = torch.autograd.grad(margin.sum(), x, retain_graph=True)
+                gradient = self.usable(gradient, self.x)
+                slope = sample_norms(gradient, dual_exponent(self.r))
+                found.append(torch.where(slope > 0, -margin.detach() / slope, torch.inf))
+        self.gradients += classes.numel()
+        estimates, order = torch.stack(found, 1).sort(dim=1, stable=True)
+        return classes[:, 0], classes.gather(1, order), estimates
+
+    def differences(self, logits: Tensor) -> Tensor:
+        """Return z_j - z_y, (N, K), and -inf at the label itself."""
+        own = logits.gather(1, self.labels[:, None])
+        return (logits - own).scatter(1, self.labels[:, None], -torch.inf)
+
+    def excess(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far the leading other class exceeds the label's, (N,), and how far it must to count as certain."""
+        own = logits.gather(1, self.labels[:, None])[:, 0]
+        other = logits.scatter(1, self.labels[:, None], -torch.inf).amax(1)
+        return other - own, CERTAIN * torch.maximum(own.abs(), other.abs())
+
+    def usable(self, gradient: Tensor, point: Tensor) -> Tensor:
+        """Zero the gradient where the box or the mask holds a coordinate, and where it is not finite."""
+        free = movable_coordinates(point, gradient, *self.box)
+        if self.mask is not None:
+            free &= self.mask
+        return gradient.nan_to_num(posinf=0.0, neginf=0.0) * free
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Return the direction of a step: steepest for l_inf and l_2; l_1 takes l_2's, not one coordinate at a time."""
+        return sample_direction(gradient, self.r if math.isinf(self.r) else 2.0)
+
+    def project(self, delta: Tensor, radius: Tensor) -> Tensor:
+        """Project perturbations on balls of given radii inside the box."""
+        return project_in_box(delta, radius, self.r, self.lower, self.upper)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Networks and data by their names and files."""

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: MIT
+"""Geometry of the threat model (W_p, l_r): steepest direction, projection, budgets of samples.
+
+Everything here is a function of tensors alone. A perturbation `delta` has shape (N, ...): one row a sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from art_wdro._ranks import Gather, alone
+from art_wdro._threat.norms import dual_exponent, per_sample, power_mean, sample_norms
+
+GROUND_NORMS: tuple[float, ...] = (1.0, 2.0, math.inf)
+"""The ground norms l_r for which a direction and a projection exist below."""
+SIGN_NORMS = (1.0, math.inf)
+"""Those whose steepest direction is made of -1, 0 and 1."""
+BISECTIONS = 24
+"""Halvings of an interval until its float32 numbers are exhausted."""
+
+
+def movable_coordinates(x: Tensor, gradient: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Tell where a step along the gradient stays inside the box, boolean, shaped as `x`.
+
+    A coordinate within float noise of its bound is full, or the noise would decide where the step goes.
+
+    :param x: Points in the box, (N, ...).
+    :param gradient: Gradients, same shape.
+    :param lower: Lower bounds, broadcastable to `x`; -inf for none.
+    :param upper: Upper bounds, broadcastable to `x`; inf for none.
+    """
+    slack = ((upper - lower) * 1e-6).nan_to_num(posinf=0.0)
+    return ((gradient > 0) & (x < upper - slack)) | ((gradient < 0) & (x > lower + slack))
+
+
+def sample_direction(gradient: Tensor, r: float, movable: Tensor | None = None) -> Tensor:
+    """Compute h(g_i) = argmax of <h, g_i> over ||h||_r <= 1, for every sample.
+
+    <h(g), g> = ||g||_s with s dual to r (the equality case of Hoelder's inequality). A zero gradient
+    has the direction zero.
+
+    :param gradient: Gradients g, (N, ...).
+    :param r: Exponent of the ground norm.
+    :param movable: Where a coordinate can still move inside the box, boolean, same shape. Only l_1
+        reads it: there the whole step goes to one coordinate, which would be lost on a full one.
+    :return: Directions, same shape and dtype as `gradient`.
+    """
+    if math.isinf(r):
+        return gradient.sign()
+    flat = gradient.flatten(1)
+    if r == 2.0:
+        # the squares of a tiny gradient would underflow in float32
+        norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True, dtype=torch.float64).to(flat.dtype)
+        return (flat / torch.where(norms > 0, norms, 1.0)).view_as(gradient)
+    if r == 1.0:
+        size = flat.abs() if movable is None else flat.abs() * movable.flatten(1)
+        steepest = size.argmax(dim=1, keepdim=True)
+        step = flat.gather(1, steepest).sign() * (size.gather(1, steepest) > 0)
+        return torch.zeros_like(flat).scatter_(1, steepest, step).view_as(gradient)
+    raise NotImplementedError(f"no steepest direction for the ground norm l_{r}")
+
+
+def sample_lengths(dual_norms: Tensor, sensitivity: Tensor, p: float) -> Tensor:
+    """Compute (||g_i||_s / Upsilon)^(q-1), how far each sample moves in a step of unit W_p length.
+
+    Samples with zero gradient get 0, for p = inf too.
+
+    :param dual_norms: ||g_i||_s, (N,).
+    :param sensitivity: Upsilon, a scalar tensor.
+    :param p: Order of the Wasserstein distance, in (1, inf]; q is its dual.
+    :return: Lengths in units of the step, (N,).
+
+    Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, section 5.
+    """
+    ratio = dual_norms / torch.where(sensitivity > 0, sensitivity, 1.0)
+    return torch.where(dual_norms > 0, ratio.pow(dual_exponent(p) - 1.0), 0.0)
+
+
+def steepest_direction(gradient: Tensor, p: float, r: float) -> Tensor:
+    """Compute T, the direction of unit D_p along which mean_i <g_i, T_i> is largest.
+
+    T_i = h(g_i) (||g_i||_s / Upsilon)^(q-1), and the largest value is Upsilon.
+
+    :param gradient: Gradients of the whole data set, (N, ...).
+    :param p: Order of the Wasserstein distance, in (1, inf].
+    :param r: Exponent of the ground norm.
+    :return: T, same shape and dtype as `gradient`.
+
+    Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, Theorem 4.1.
+    """
+    dual_norms = sample_norms(gradient, dual_exponent(r))
+    upsilon = power_mean(dual_norms, dual_exponent(p))
+    lengths = per_sample(sample_lengths(dual_norms, upsilon, p), gradient)
+    return sample_direction(gradient, r) * lengths
+
+
+def allowed_radii(norms: Tensor, eps: Tensor | float, p: float, gather: Gather = alone) -> Tensor:
+    """Compute the radius of each sample's ball in the projection on the W_p ball.
+
+    p = inf: min(||delta_i||, eps); otherwise rho ||delta_i|| with rho = min(1, eps / D_p).
+
+    :param norms: ||delta_i||_r of all samples, (N,).
+    :param eps: Budget in input units.
+    :param p: Order of the Wasserstein distance.
+    :param gather: Gathers numbers where the samples are a shard of all.
+    :return: Radii, (N,).
+    """
+    if math.isinf(p):
+        return norms.clamp(max=eps)
+    distance = power_mean(norms, p, gather=gather)
+    over = distance > eps
+    return norms * torch.where(over, eps / torch.where(over, distance, 1.0), 1.0)
+
+
+def project_on_balls(delta: Tensor, radii: Tensor, r: float) -> Tensor:
+    """Project each delta_i on its own l_r ball: argmin ||z - delta_i||_2 with ||z||_r <= radii_i.
+
+    :param delta: Perturbations, (N, ...).
+    :param radii: Radii in input units, (N,).
+    :param r: Exponent of the ground norm.
+    :return: Projected perturbations, same shape. A point inside its ball stays as it is.
+
+    Source for l_1: Duchi et al., Efficient projections onto the l_1-ball, ICML 2008, figure 1.
+    """
+    if math.isinf(r):
+        bound = per_sample(radii, delta)
+        return clip(delta, -bound, bound)
+    flat = delta.flatten(1)
+    norms = sample_norms(flat, r)
+    inside = norms <= radii
+    if r == 2.0:
+        scale = torch.where(inside, 1.0, radii / torch.where(inside, 1.0, norms))
+        return (flat * per_sample(scale, flat)).view_as(delta)
+    if r == 1.0:
+        size = flat.abs().double()
+        descending = size.sort(dim=1, descending=True).values
+        excess = descending.cumsum(1) - radii[:, None]
+        count = torch.arange(1, size.shape[1] + 1, device=size.device)
+        active = (descending * count > excess).sum(1, keepdim=True).clamp(min=1)
+        threshold = excess.gather(1, active - 1) / active
+        left = (size - threshold).clamp(min=0.0)
+        # where the ball is tiny beside delta, the difference has lost the digits that tell it from the radius
+        total = left.sum(1)
+        left *= torch.where(total > radii, radii / torch.where(total > 0, total, 1.0), 1.0)[:, None]
+        return torch.where(inside[:, None], flat, (flat.sign() * left).to(flat.dtype)).view_as(delta)
+    raise NotImplementedError(f"no projection on a ball of the ground norm l_{r}")
+
+
+def project_in_box(delta: Tensor, radii: Tensor, r: float, lower: Tensor, upper: Tensor) -> Tensor:
+    """Project each delta_i on its ball inside a box: argmin ||z - delta_i||_2.
+
+    The minimum is over ||z||_r <= radii_i and lower <= z <= upper.
+
+    Clipping after :func:`project_on_balls` would leave a part of the radius unused. The solution is
+    clip(shrink(delta_i)), where shrink scales (l_2) or lowers all sizes (l_1) by one number, found by bisection: for
+    l_1 to 2^-24 of the largest |delta_i|, which a radius should not fall below.
+
+    :param delta: Perturbations, (N, ...).
+    :param radii: Radii in input units, (N,).
+    :param r: Exponent of the ground norm.
+    :param lower: Least allowed perturbations, at most 0, shaped as `delta`.
+    :param upper: Largest allowed perturbations, at least 0, shaped as `delta`.
+    :return: Projected perturbations, same shape, in their ball to a relative 1e-6.
+    """
+    if math.isinf(r):
+        return clip(project_on_balls(delta, radii, r), lower, upper)
+    size = delta.abs()
+    room = torch.where(delta > 0, upper, -lower)
+    shrink, keeps, fits = _shrinking(size, radii, r)
+
+    def shrunk(amount: Tensor) -> Tensor:
+        return torch.minimum(shrink(per_sample(amount, delta)), room)
+
+    inside = sample_norms(shrunk(keeps), r) <= radii
+    all_of_it = keeps
+    for _ in range(BISECTIONS):
+        middle = (keeps + fits) / 2
+        fit = sample_norms(shrunk(middle), r) <= radii
+        keeps, fits = torch.where(fit, keeps, middle), torch.where(fit, middle, fits)
+    return shrunk(torch.where(inside, all_of_it, fits)).copysign(delta)
+
+
+def _shrinking(size: Tensor, radii: Tensor, r: float) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
+    """Return how the projection on an l_r ball shrinks sizes, by one number a sample.
+
+    :param size: |delta|, (N, ...).
+    :param radii: Radii, (N,).
+    :param r: Exponent of the ground norm.
+    :return: The function of such numbers, shaped to multiply `size`; the number that leaves a sample as it is, and one
+        at which it is in its ball, both (N,).
+    """
+    if r == 2.0:
+        length = sample_norms(size, r)
+        least = (radii / torch.where(length > 0, length, 1.0)).clamp(max=1.0)
+        return lambda scale: size * scale, torch.ones_like(radii), least
+    if r == 1.0:
+        return lambda by: (size - by).clamp(min=0.0), torch.zeros_like(radii), sample_norms(size, math.inf)
+    raise NotImplementedError(f"no projection in a box for the ground norm l_{r}")
+
+
+def project(delta: Tensor, eps: Tensor | float, p: float, r: float) -> Tensor:
+    """Shrink a perturbation into the W_p ball: D_p of the result is at most eps.
+
+    :param delta: Perturbations of the whole data set, (N, ...).
+    :param eps: Budget in input units.
+    :param p: Order of the Wasserstein distance, in [1, inf].
+    :param r: Exponent of the ground norm.
+    :return: The perturbation itself where it is feasible, otherwise its rows projected on balls of
+        radius rho ||delta_i||_r (p = inf: of radius eps).
+    """
+    return project_on_balls(delta, allowed_radii(sample_norms(delta, r), eps, p), r)
+
+
+def displace(x: Tensor, delta: Tensor) -> Tensor:
+    """Compute x + delta rounded towards x, so that no coordinate moves further than delta says.
+
+    Rounding to nearest would let |x + delta - x| exceed |delta| by half a unit in the last place of
+    x, which is more than a budget's share when the budget is small.
+
+    :param x: Inputs, (N, ...).
+    :param delta: Perturbations, same shape.
+    :return: Displaced inputs, same shape.
+    """
+    moved = x + delta
+    # 1 where it overshot, else 0; comparing and selecting would take twice as long
+    overshot = (moved - x).abs_().sub_(delta.abs()).sign_().clamp_(min=0.0)
+    return moved.lerp_(torch.nextafter(moved, x), overshot)
+
+
+def clip(values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Clip to bounds that broadcast: what `clamp` does, which takes five times as long when its bounds are tensors."""
+    return torch.minimum(torch.maximum(values, lower), upper)

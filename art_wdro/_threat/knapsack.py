@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""The worst distribution for the 0-1 loss: a knapsack over least adversarial distances. NumPy only.
+
+The attacker has the budget N eps^p, flipping sample i costs d_i^p and gains 1/N: the optimum takes the cheapest samples
+first, the last one in part (mass may be split), and equals min over lambda >= 0 of lambda eps^p + mean (1 - lambda
+d_i^p)_+ by linear programming duality.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+ROUNDING = 1e-9
+"""Relative excess of the budget that counts as rounding."""
+
+
+class Filling(NamedTuple):
+    """How the budget is spent.
+
+    :param flipped: Which samples flip whole, boolean, (N,).
+    :param partial: Index of the sample of which a part flips, or None.
+    :param fraction: Which part of it, in [0, 1).
+    :param threshold: Distance of the last sample flipped, in whole or in part; 0 where none is.
+    """
+
+    flipped: np.ndarray
+    partial: int | None
+    fraction: float
+    threshold: float
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the mass that is left, in [0, 1]."""
+        return float(1.0 - (self.flipped.sum() + self.fraction) / len(self.flipped))
+
+
+def fill(distances: np.ndarray, eps: float, p: float) -> Filling:
+    """Spend the budget on the cheapest samples.
+
+    :param distances: Least distances, (N,), in input units; 0 costs nothing, inf cannot be had.
+    :param eps: Budget in input units.
+    :param p: Order, in [1, inf]; inf flips every sample within eps.
+    :return: The filling, the optimum over all distributions in the W_p ball.
+    """
+    if math.isinf(p) or eps == 0.0:
+        flipped = distances <= eps
+        return Filling(flipped, None, 0.0, float(distances[flipped].max(initial=0.0)))
+    order = np.argsort(distances, kind="stable")
+    sorted_distances = distances[order]
+    with np.errstate(over="ignore"):
+        costs = (sorted_distances / eps) ** p
+    spent = np.cumsum(costs)
+    whole = int(np.searchsorted(spent, len(distances) * (1 + ROUNDING), side="right"))
+    flipped = np.zeros(len(distances), bool)
+    flipped[order[:whole]] = True
+    threshold = float(sorted_distances[whole - 1]) if whole else 0.0
+    if whole == len(distances) or not math.isfinite(costs[whole]):
+        return Filling(flipped, None, 0.0, threshold)
+    left = len(distances) - (spent[whole - 1] if whole else 0.0)
+    fraction = float(left / costs[whole])
+    if fraction <= 0.0:
+        return Filling(flipped, None, 0.0, threshold)
+    return Filling(flipped, int(order[whole]), fraction, float(sorted_distances[whole]))

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""What all attacks under (W_p, l_r) share as evasion attacks of ART: threat, checks, the way in and out of tensors."""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from art.estimators.classification.classifier import ClassifierMixin
+from art.estimators.estimator import BaseEstimator, LossGradientsMixin
+from art.summary_writer import SummaryWriter
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from art_wdro._host import arguments
+from art_wdro._host import classifier as host
+from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
+from art_wdro._host.predictions import predicted_labels
+from art_wdro._ranks import is_first, shards, together
+from art_wdro._storage.arrays import placed
+from art_wdro._storage.checkpoint import Progress, described, fingerprint
+
+
+class _Generate:
+    """Hold `generate` outside of ART's metaclass, which would turn tensors and None into arrays."""
+
+    def generate(
+        self: Any,
+        x: Any,
+        y: Any | None = None,
+        mask: Any | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Generate adversarial examples for the whole data set, which shares one budget.
+
+        :param x: Inputs, (N, ...), as the classifier takes them, inside its clip_values: an array of any
+            real dtype, a tensor on any device, or a `Dataset` or `DataLoader` of torch with or without labels. Not
+            modified. What is made from a `numpy.memmap` or a data set lies in temporary files mapped into memory.
+        :param y: Labels as indices (N,) or (N, 1) or one-hot rows (N, K); the targets of a targeted
+            attack. None takes the classifier's predictions as labels.
+        :param mask: Broadcastable to x; coordinates where it is 0 do not move.
+        :param checkpoint: File for what a long attack has reached, written every half minute and deleted at the end:
+            the same call goes on from it. Not under :func:`sharded`.
+        :return: Adversarial examples, float32, shaped as x, with D_p(x, result) <= eps (1 + 1e-6).
+        :raises ValueError: If an argument does not fit; the message says which and what is allowed.
+        :raises TypeError: If x or y is not numeric, or an unknown keyword is given.
+        """
+        if kwargs:
+            raise TypeError(
+                f"generate got the unknown arguments {sorted(kwargs)}; allowed are x, y, mask and checkpoint"
+            )
+        adversarial: np.ndarray = self._generate(x, y, mask, checkpoint)
+        return adversarial
+
+
+class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
+    """What all attacks under (W_p, l_r) share: the threat, checks, and the way in and out of tensors."""
+
+    attack_params = [*EvasionAttack.attack_params, "p", "norm", "eps", "batch_size", "verbose"]
+    _estimator_requirements = (BaseEstimator, LossGradientsMixin, ClassifierMixin)
+    _order_one = False
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        p: float,
+        norm: float | str,
+        eps: float,
+        batch_size: int,
+        verbose: bool,
+        summary_writer: bool | str | SummaryWriter = False,
+    ) -> None:
+        super().__init__(estimator=estimator, summary_writer=summary_writer)
+        host.require_pytorch(type(self), estimator)
+        self.p = p
+        self.norm = norm
+        self.eps = eps
+        self.batch_size = batch_size
+        self.verbose = verbose
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Change parameters; if one is refused, all stay as they were.
+
+        :param kwargs: Parameters by name, those in `attack_params`.
+        :raises ValueError: If a name is unknown or a value is not allowed.
+        :raises TypeError: If a value is of the wrong type.
+        """
+        before = dict(self.__dict__)
+        try:
+            super().set_params(**kwargs)
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        self.p = arguments.order(self.p, one=self._order_one)
+        self.norm = arguments.ground_norm(self.norm)
+        self.eps = arguments.real("eps", self.eps, 0.0)
+        self.batch_size = arguments.integer("batch_size", self.batch_size, 1)
+        self.verbose = arguments.flag("verbose", self.verbose)
+
+    def _generate(self, x: Any, y: Any | None, mask: Any | None, checkpoint: Any) -> np.ndarray:
+        classifier: PyTorchClassifier = self.estimator
+        with together():
+            file = None if checkpoint is None else arguments.file("checkpoint", checkpoint)
+            if file is not None and shards() is not None:
+                raise ValueError(f"checkpoint is '{file}' under sharded(); allowed there is None")
+            x, y = as_arrays(x, y)
+            inputs = as_inputs(classifier, x)
+            movable = None if mask is None else _as_mask(mask, inputs)
+            if y is None and self.targeted:
+                raise ValueError("y is None; a targeted attack needs the target labels")
+            labels = None if y is None else as_labels(classifier, y, len(inputs))
+        with host.undisturbed(classifier, self.batch_size):
+            inputs = placed(inputs, classifier.device)
+            if labels is None:
+                labels = predicted_labels(classifier, inputs, self.batch_size)
+            movable = None if movable is None else movable.to(inputs.device)
+            labels = labels.to(classifier.device)
+            saved = None if file is None else self._progress(file, inputs, labels, movable)
+            adversarial: np.ndarray = self._attack(inputs, labels, movable, saved).cpu().numpy()
+            if saved is not None:
+                saved.finish()
+        return adversarial
+
+    def _bar(self, batches: Iterable[Tensor]) -> Any:
+        """Wrap an iteration over batches in a progress bar."""
+        return tqdm(batches, desc=type(self).__name__, leave=False, disable=not self._shows_progress())
+
+    def _shows_progress(self) -> bool:
+        return self.verbose and is_first()
+
+    def _progress(self, file: Path, x: Tensor, labels: Tensor, mask: Tensor | None) -> Progress:
+        """Return the checkpoint of this attack on these data."""
+        names = sorted({*self.attack_params} - {"verbose", "summary_writer"})
+        parameters = {name: described(getattr(self, name)) for name in names}
+        weights = host.network(self.estimator).state_dict().values()
+        identity = host.identity(self.estimator) | {
+            "samples": len(x),
+            "data": fingerprint(x, labels, *([] if mask is None else [mask])),
+            "weights": fingerprint(*weights),
+        }
+        return Progress(file, type(self).__name__, parameters | identity)
+
+    @abc.abstractmethod
+    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
+        """Attack checked inputs in eval mode; labels are on the classifier's device, the rest perhaps on the host."""
+
+
+def _as_mask(mask: Any, x: Tensor) -> Tensor:
+    """Read a mask as ART's PGD does: broadcastable to x, boolean or non-negative floats, 0 holds still."""
+    tensor = mask.detach() if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
+    if not (tensor.dtype == torch.bool or tensor.is_floating_point()):
+        raise ValueError(f"mask has the dtype {tensor.dtype}; allowed are bool and floating point")
+    if not (tensor >= 0).all():
+        raise ValueError("mask holds negative or NaN values; allowed are zero and positive ones")
+    try:
+        return (tensor != 0).to(x.device).broadcast_to(x.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"mask has the shape {tuple(tensor.shape)}; needed is one that broadcasts to x, {tuple(x.shape)}"
+        ) from None

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""AutoAttack as one of the attacks of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+
+from art_wdro._host import classifier as host
+from art_wdro._ranks import average, total
+from art_wdro._threat.geometry import displace, project_on_balls
+
+NORM_NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
+"""What AutoAttack calls the ground norms."""
+
+
+def check_autoattack(classifier: PyTorchClassifier, wanted: bool | None, r: float = math.inf) -> bool:
+    """Tell whether AutoAttack is to be run.
+
+    :param classifier: The classifier.
+    :param wanted: Whether the user wants it; None wants it where it is installed and fits.
+    :param r: Exponent of the ground norm.
+    :raises ImportError: If it is wanted and not installed.
+    :raises ValueError: If it is wanted and does not fit the classifier.
+    """
+    bounds = host.box(classifier)
+    unit = bounds is not None and bool((bounds[0] == 0).all() and (bounds[1] == 1).all())
+    images = len(classifier.input_shape) == 3
+    if wanted is None:
+        fits = unit and images and classifier.nb_classes >= 4 and r in NORM_NAMES
+        return fits and _autoattack_class() is not None
+    if wanted and _autoattack_class() is None:
+        raise ImportError("autoattack is True and the package is not installed: pip install pyautoattack")
+    if wanted and r not in NORM_NAMES:
+        raise ValueError(f"autoattack is True; it knows {', '.join(NORM_NAMES.values())}, and norm is {r:g}")
+    if wanted and not unit:
+        raise ValueError(f"autoattack is True; it needs clip_values (0, 1), and they are {classifier.clip_values}")
+    if wanted and not images:
+        raise ValueError(f"autoattack is True; it needs images (C, H, W), and inputs are {classifier.input_shape}")
+    if wanted and classifier.nb_classes < 4:
+        raise ValueError(f"autoattack is True; it needs 4 classes or more, and there are {classifier.nb_classes}")
+    return wanted
+
+
+def _autoattack_class() -> Any:
+    """Find AutoAttack under either of the names that its distributions install; they differ in some arguments too."""
+    for module in ("autoattack", "pyautoattack"):
+        try:
+            return import_module(module).AutoAttack
+        except ImportError:
+            continue
+    return None
+
+
+def autoattack_runner(
+    classifier: PyTorchClassifier, x: Tensor, labels: Tensor, r: float, eps: float, batch_size: int
+) -> Callable[[], tuple[np.ndarray, float]]:
+    def run() -> tuple[np.ndarray, float]:
+        if len(x) == 0:
+            total(torch.zeros(2, dtype=torch.float64))  # the others count their evaluations
+            return x.numpy(), 0.0
+        function = host.logits_of(classifier)
+        evaluations = 0
+
+        def counted(batch: Tensor) -> Tensor:
+            nonlocal evaluations
+            evaluations += len(batch) * batch.requires_grad
+            return function(batch)
+
+        with host.undisturbed(classifier, batch_size):
+            cls, device = _autoattack_class(), classifier.device
+            quiet = {"verbose": False} if "verbose" in signature(cls).parameters else {}
+            attack = cls(counted, norm=NORM_NAMES[r], eps=eps, seed=0, device=str(device), **quiet)
+            attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classifier.nb_classes - 1)
+            size = "bs" if "bs" in signature(attack.run_standard_evaluation).parameters else "batch_size"
+            adversarial = attack.run_standard_evaluation(x.to(device), labels.to(device), **{size: batch_size})
+            adversarial = adversarial[0] if isinstance(adversarial, tuple) else adversarial
+            # rounding alone may exceed a small eps
+            radii = torch.full((len(x),), eps, dtype=torch.float64, device=device)
+            delta = project_on_balls(adversarial.detach() - x.to(device), radii, r)
+            adversarial = displace(x.to(device), delta).clamp(0.0, 1.0)
+        return adversarial.cpu().numpy(), average(evaluations, len(x))
+
+    return run

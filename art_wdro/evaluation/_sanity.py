@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""What makes an evaluation meaningless, and rows of a report that contradict each other."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+
+from art_wdro._host import classifier as host
+from art_wdro._solvers.objective import Objective
+from art_wdro.evaluation._report import Row
+from art_wdro.losses import are_probabilities, attack_objective
+
+
+def check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_size: int) -> list[str]:
+    """Look for what makes an evaluation meaningless, on one batch.
+
+    Source: the checks of AutoAttack, Croce, Hein, 2020, arXiv:2003.01690.
+    """
+    found = []
+    x, labels = x[:batch_size].to(classifier.device), labels[:batch_size].to(classifier.device)
+    function = host.logits_of(classifier)
+    with host.undisturbed(classifier, batch_size):
+        with torch.no_grad():
+            first, second = function(x).double(), function(x).double()
+        if are_probabilities(first):
+            found.append("the classifier puts out probabilities; ReDLR, DLR and margins need logits")
+        if not torch.isfinite(first).all():
+            found.append("some logits are NaN or infinite; figures of such samples mean nothing")
+        elif not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * first.abs().max().item()):
+            found.append(
+                "two forward passes differ: the classifier is random, and gradients of one pass say little about it"
+            )
+        correct = first.argmax(1) == labels
+        if correct.any():
+            objective = Objective(function, attack_objective("redlr"))
+            _, gradient = objective.gradient(x[correct], labels[correct])
+            vanishing = (gradient.flatten(1) == 0).all(1).double().mean().item()
+            if vanishing > 0.01:
+                found.append(
+                    f"{100 * vanishing:.0f} % of the correctly classified samples have no gradient; attacks by "
+                    "gradient overrate such a classifier"
+                )
+    return found
+
+
+def check_order(rows: list[Row]) -> list[str]:
+    """Compare the threats: the W_p ball holds the W_inf ball of equal eps, so it leaves no more accuracy."""
+    pointwise = min((row for row in rows if row.order == math.inf), key=lambda row: row.accuracy)
+    return [
+        f"{row.attack} leaves {100 * row.accuracy:.1f} % under {row.threat}, more than the "
+        f"{100 * pointwise.accuracy:.1f} % of {pointwise.attack} under W_inf, which is impossible for true values: "
+        "it is too weak here"
+        for row in rows
+        if row.order not in (None, math.inf) and row.accuracy > pointwise.accuracy
+    ]

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: MIT
+"""Trainers of ART against distributional threats, and the starts of a fine-tuning."""
+
+from art_wdro.trainers._margin import WassersteinMarginTrainer
+from art_wdro.trainers._starts import perturb_weights, reinitialise_last_layer
+from art_wdro.trainers._trades import DistributionalTRADESTrainer
+
+__all__ = ["DistributionalTRADESTrainer", "WassersteinMarginTrainer", "perturb_weights", "reinitialise_last_layer"]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""Margin training under a distributional budget: what it does with a minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+
+from art_wdro._host import arguments
+from art_wdro._host import classifier as host
+from art_wdro._solvers.boundary import boundary
+from art_wdro.trainers._base import FineTuner
+from art_wdro.trainers._dual import RunningThresholds, dual_accuracy, hinge_loss
+from art_wdro.trainers._minibatches import Batch
+
+REACH = 1.3
+"""How far boundary points are searched for, in tau: a little beyond it, or tau could not grow."""
+
+
+class WassersteinMarginTrainer(FineTuner):
+    """Fine-tune a network against distributional threats (W_p, l_r): descend the worst case of the 0-1 loss itself.
+
+    For the 0-1 loss the worst distribution is a knapsack over the least distances d_i to another class, and by duality
+
+        1 - A_eps = min over tau of  (eps / tau)^p + mean_i (1 - (d_i / tau)^p)_+.
+
+    The trainer takes this error averaged over budgets up to eps, the area above the curve of accuracy over eps. For
+    each minibatch the nearest points of another class are searched in eval mode, tau_k follows as the one threshold of
+    the whole data set for the budget k eps / K, and the network takes one step, in train mode, on
+
+        CE(f(x), y) + beta mean_k mean_i (1 - (d_i / tau_k)^p)_+,
+
+    where the gradient of d_i is that of the margin at its boundary point over its slope there (implicit function
+    theorem); in the mean over k no margin weighs more than 1, so that an untrained network can start with it. Samples
+    beyond all tau_k are left to the cross-entropy, and so are misclassified ones. p = inf has tau_k = k eps / K and
+    (1 - d_i / tau_k)_+ in place of the 0-1 step; with `budgets=1` that is max-margin training.
+
+    The interface is that of :class:`DistributionalTRADESTrainer`, without `attack`. In `history`, margin_loss is the
+    mean of the hinges, tau the threshold of eps at the end of the epoch in input units, and train_adversarial_accuracy
+    the dual's value for eps on the minibatches; they stand in the place of upsilon, budget_ratio, consistency_loss and
+    pointwise_loss.
+
+    Attributes: `history`, one dict an epoch (see `fit`); `best_epoch`, the epoch whose weights the classifier
+    holds; `final_state`, the state dict after the last epoch, on the host.
+
+    Source: docs/method.md, section Margin trainer. Pointwise, with the cross-entropy at the boundary point and a radius
+    for each sample: Ding et al., MMA training, 2020, arXiv:1812.02637.
+    """
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        eps: float = 8 / 255,
+        p: float = 2,
+        norm: float | str = np.inf,
+        max_iter: int = 10,
+        beta: float = 1.5,
+        budgets: int = 8,
+        window: int = 16,
+        seed: int | None = None,
+        verbose: bool = True,
+        precision: str = "float32",
+        on_nonfinite: str = "raise",
+        sync_batch_norm: bool = False,
+    ) -> None:
+        """Create the trainer.
+
+        :param classifier: A `PyTorchClassifier` with an optimiser, which the trainer uses.
+        :param eps: Budget in input units.
+        :param p: Order of the Wasserstein distance, in (1, inf].
+        :param norm: Ground norm: 1, 2, np.inf or "inf".
+        :param max_iter: Gradient evaluations a sample in the search for its boundary point, at least 2.
+        :param beta: Weight of the adversarial error beside the clean cross-entropy: more of it trades clean accuracy
+            for distances.
+        :param budgets: Number of budgets, K, evenly spaced up to eps; 1 takes eps alone.
+        :param window: Number of recent minibatches whose distances the thresholds are taken from.
+        :param seed: Seed of the shuffling; None draws one from NumPy's global state.
+        :param verbose: Show a progress bar.
+        :param precision: Number format of the search's passes, as for :class:`WassersteinPGD`; the update's stay as the
+            network has them.
+        :param on_nonfinite: What to do with a minibatch whose loss or gradient is NaN or infinite: "raise" an error
+            that names it, or "skip" it and count it in `history`.
+        :param sync_batch_norm: Under :func:`sharded`, take batch statistics over all ranks; needs CUDA.
+        :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
+        :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
+        :raises TypeError: If a value is of the wrong type.
+        """
+        max_iter = arguments.integer("max_iter", max_iter, 2)
+        super().__init__(classifier, None, beta, eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm)
+        self._budgets = arguments.integer("budgets", budgets, 1)
+        self._window = arguments.integer("window", window, 1)
+        self._precision = arguments.choice("precision", precision, tuple(host.PRECISIONS))
+        self._searched = host.logits_of(classifier, precision=self._precision)
+
+    def _begin(self, sample: Callable[[float], Iterator[Batch]] | None) -> None:
+        self._thresholds = RunningThresholds(self._eps, self._p, self._budgets, self._window)
+
+    def _step(self, x: Tensor, y: Tensor, where: str) -> dict[str, Tensor] | None:
+        reach = REACH * max(self._thresholds.values[-1], self._eps)
+        box = host.box(self._classifier)
+        with host.evaluating(self._classifier):
+            found = boundary(self._searched, x, y, self._norm, reach=reach, max_iter=self._max_iter, box=box)
+        taus = self._thresholds.update(found.distances)
+        accuracy = dual_accuracy(found.distances, taus[-1], self._eps, self._p)
+
+        def outer(_: Tensor, at_boundary: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            loss = hinge_loss(at_boundary, y, found.distances, found.slopes, taus, self._p)
+            return self._beta * loss, {"margin_loss": loss, "train_adversarial_accuracy": accuracy}
+
+        return self._update(y, [x, found.x], outer, where)
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {name: getattr(self, f"_{name}") for name in ("budgets", "window", "precision")}
+
+    def _progress(self) -> dict[str, Any]:
+        return self._thresholds.state()
+
+    def _resume(self, progress: dict[str, Any]) -> None:
+        self._thresholds.set_state(progress)
+
+    def _finish_epoch(self) -> dict[str, Any]:
+        return {"tau": self._thresholds.values[-1]}

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""One update of the network: the outer problem's loss, its gradient over all ranks, the optimiser's step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_wdro._host import classifier as host
+from art_wdro._ranks import count, ranks, shards, total
+from art_wdro.trainers._replicas import share_buffers
+
+Outer = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+"""Maps the logits of all batches of an update to the loss beside the cross-entropy, a mean, and its figures."""
+
+
+def update(
+    classifier: PyTorchClassifier,
+    forward: nn.Module,
+    y: Tensor,
+    batches: Sequence[Tensor],
+    outer: Outer,
+    *,
+    where: str,
+    skip: bool,
+) -> dict[str, Tensor] | None:
+    """Take one step of the outer problem, in train mode.
+
+    :param classifier: Whose network and optimiser they are.
+    :param forward: Computes the logits of all batches in one call.
+    :param y: Labels of this rank's part of the minibatch, (n,).
+    :param batches: The clean inputs, (n, ...), and further ones that `outer` wants.
+    :param outer: The loss beside the classifier's cross-entropy on clean inputs.
+    :param where: Name of the minibatch, for an error.
+    :param skip: Whether a minibatch whose loss or gradient is not finite is skipped.
+    :return: The mean figures of this rank's part, or None if it was skipped.
+    :raises FloatingPointError: If the loss or its gradient is not finite, unless `skip`.
+    """
+    model, optimiser = host.network(classifier), host.optimiser(classifier)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    set_training_mode(model)
+    try:
+        with torch.enable_grad():
+            clean, *others = forward(*batches)
+            clean_loss = training_loss(classifier)(clean, y)
+            loss, figures = outer(clean, *others)
+            optimiser.zero_grad()
+            # the replicas' gradients are averaged, whatever share of the minibatch, and of the weights, each has
+            weighed = weight_of(classifier, y)
+            share = weighed / total(weighed[None])[0]
+            (ranks() * (share * clean_loss + len(y) / count(len(y)) * loss)).backward()
+            loss = clean_loss.detach() + loss.detach()
+        if not _is_finite(loss, model):
+            optimiser.zero_grad()
+            for buffer, before in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            if skip:
+                return None
+            what = "gradient is not finite" if torch.isfinite(loss) else f"loss is {loss.item()}"
+            raise FloatingPointError(
+                f"the {what} in {where}, and the weights are still those before it; a smaller learning rate may "
+                "help, or on_nonfinite='skip'"
+            )
+        optimiser.step()
+        share_buffers(model, shards())
+    finally:
+        model.eval()
+    accuracy = (clean.argmax(1) == y).double().mean()
+    figures = {"loss": loss, "clean_loss": clean_loss, **figures, "train_clean_accuracy": accuracy}
+    return {name: figure.detach() for name, figure in figures.items()}
+
+
+def training_loss(classifier: PyTorchClassifier) -> nn.CrossEntropyLoss:
+    """Return the cross-entropy that a trainer descends.
+
+    The classifier's own one, with its class weights and label smoothing, if it has one; a plain one if
+    its loss is something else, such as a loss set for attacking.
+    """
+    own = classifier.loss
+    if not isinstance(own, nn.CrossEntropyLoss):
+        return nn.CrossEntropyLoss()
+    own = copy.copy(own)
+    own.reduction = "mean"
+    return own
+
+
+def weight_of(classifier: PyTorchClassifier, y: Tensor) -> Tensor:
+    """Return what the mean of :func:`training_loss` divides by: how many labels count, each with its class's weight."""
+    own = training_loss(classifier)
+    weights = torch.ones_like(y, dtype=torch.float32) if own.weight is None else own.weight[y]
+    return (weights * (y != own.ignore_index)).sum()
+
+
+def _is_finite(loss: Tensor, model: nn.Module) -> bool:
+    """Tell whether the loss of every rank and the gradient are finite."""
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    finite = torch.stack([torch.isfinite(values).all() for values in (loss, *gradients)]).all()
+    return count(int(finite)) == ranks()
+
+
+def set_training_mode(model: nn.Module) -> None:
+    """Put a network in train mode, but leave frozen parts in eval mode.
+
+    Frozen is a module whose parameters all have `requires_grad` False. If a single layer is trained and others are
+    frozen, all the rest is, dropout and parameterless norms included.
+    """
+    trained = [m for m in model.modules() if any(w.requires_grad for w in m.parameters(recurse=False))]
+    frozen = any(not w.requires_grad for w in model.parameters())
+    model.train(len(trained) > 1 or not frozen)
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(w.requires_grad for w in parameters):
+            module.eval()
+    for module in trained:
+        module.training = True

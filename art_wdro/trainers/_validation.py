@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""Validation data of a training: their check, and the accuracies on which an epoch is selected."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch.utils.data import DataLoader, Dataset
+
+from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
+from art_wdro._ranks import mine, shards
+from art_wdro.attacks._pgd import WassersteinPGD
+from art_wdro.evaluation._accuracy import adversarial_accuracy
+from art_wdro.trainers._minibatches import Batch
+
+
+def check_validation(classifier: PyTorchClassifier, data: Any) -> Batch:
+    """Return this rank's part of a pair of inputs and labels, or of a data set of torch.
+
+    :raises ValueError: If it is neither, or does not fit the classifier.
+    """
+    data = as_arrays(data, None) if isinstance(data, (Dataset, DataLoader)) else data
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise ValueError(f"validation_data is a {type(data).__name__}; allowed is a pair of inputs and labels")
+    x = as_inputs(classifier, data[0], "validation_data[0]")
+    y = as_labels(classifier, data[1], len(x), "validation_data[1]").to(x.device)
+    if shards() is None:
+        return x, y
+    rows = mine(torch.arange(len(x), device=x.device))
+    return x[rows], y[rows]
+
+
+def validation_accuracies(
+    classifier: PyTorchClassifier, data: Batch | None, *, p: float, norm: float, eps: float, max_iter: int
+) -> dict[str, float | None]:
+    """Measure clean, W_inf and W_p accuracy, with attacks stronger than the training's; None without data."""
+    if data is None:
+        return dict.fromkeys(("clean_accuracy", "winf_accuracy", "wp_accuracy"))
+    threat: dict[str, Any] = {"norm": norm, "eps": eps, "max_iter": max_iter, "verbose": False}
+    pointwise = WassersteinPGD(classifier, p=math.inf, loss="ce", **threat)
+    distributional = WassersteinPGD(classifier, p=p, **threat)
+    return {
+        "clean_accuracy": adversarial_accuracy(classifier, *data, eps=0.0),
+        "winf_accuracy": adversarial_accuracy(classifier, *data, pointwise),
+        "wp_accuracy": adversarial_accuracy(classifier, *data, distributional),
+    }
