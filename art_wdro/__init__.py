@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Distributional (Wasserstein) threats for the Adversarial Robustness Toolbox."""
 
+import logging
+
 from art_wdro._ranks import sharded
 from art_wdro._sources.robustbench import load_robustbench
 from art_wdro._version import __version__ as __version__
@@ -59,3 +61,5 @@ __all__ = [
     "sharded",
     "wasserstein_distance",
 ]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -6,7 +6,7 @@ A budget couples all samples, but only through a few sums: what travels is numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -14,14 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-Gather = Callable[[Tensor], Tensor]
-"""Maps this rank's numbers, (k,), to those of all ranks, (ranks, k), on the same device."""
-
-
-def alone(numbers: Tensor) -> Tensor:
-    """Gather in a single process."""
-    return numbers[None]
 
 
 class Shards:
@@ -75,9 +67,10 @@ def shards() -> Shards | None:
     return _current.get()
 
 
-def gathering() -> Gather:
-    """Return how numbers are gathered here."""
-    return shards() or alone
+def gathered(numbers: Tensor) -> Tensor:
+    """Return this rank's numbers, (k,), with those of all ranks, (ranks, k), on the same device."""
+    group = shards()
+    return numbers[None] if group is None else group(numbers)
 
 
 def ranks() -> int:
@@ -137,7 +130,7 @@ def apart() -> Iterator[None]:
 
 def total(numbers: Tensor) -> Tensor:
     """Sum numbers, (k,), over all ranks."""
-    return gathering()(numbers).sum(0)
+    return gathered(numbers).sum(0)
 
 
 def mean(values: Tensor) -> float:

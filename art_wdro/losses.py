@@ -20,6 +20,24 @@ DENOMINATOR_FLOOR = 1e-6
 """Floor of z_(1) - z_(3): a near-tie must not blow one sample's gradient up into the whole budget."""
 
 
+def rivals(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logit of the label and the largest one of another class, z_y and max_{j != y} z_j, (N,) each."""
+    own = logits.gather(1, labels[:, None])[:, 0]
+    return own, logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute max_{j != y} z_j - z_y, (N,): above 0 where another class wins."""
+    own, other = rivals(logits, labels)
+    return other - own
+
+
+def differences(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute z_j - z_y for every class j, (N, K), and -inf at the label itself."""
+    own = logits.gather(1, labels[:, None])
+    return (logits - own).scatter(1, labels[:, None], -torch.inf)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute the cross-entropy of every sample."""
     return F.cross_entropy(logits, labels, reduction="none")
@@ -30,17 +48,29 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
     Two classes have no third logit; there the ratio's denominator is 1 and the loss is the margin.
 
+    :param logits: Logits, (N, K), K >= 2.
+    :param labels: Class indices, (N,).
+    :return: Losses, (N,), without a unit.
+
+    >>> dlr(torch.tensor([[4.0, 1.0, 0.0], [4.0, 1.0, 0.0]]), torch.tensor([0, 1])).tolist()
+    [-0.75, 0.75]
+
     Source: Croce, Hein, 2020, arXiv:2003.01690, equation (6).
     """
-    true = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
-    return (others - true) / _spread(logits)
+    return margins(logits, labels) / _spread(logits)
 
 
 def redlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute the rectified DLR: min(DLR, 0), zero (and flat) once a sample is misclassified.
 
     A tie counts as misclassified. An attacker with a shared budget saves it on such samples.
+
+    :param logits: Logits, (N, K), K >= 2.
+    :param labels: Class indices, (N,).
+    :return: Losses, (N,), without a unit.
+
+    >>> redlr(torch.tensor([[4.0, 1.0, 0.0], [4.0, 1.0, 0.0]]), torch.tensor([0, 1])).tolist()
+    [-0.75, 0.0]
 
     Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, section 5.
     """
@@ -55,12 +85,11 @@ def dlr_towards_target(logits: Tensor, labels: Tensor) -> Tensor:
 
     Source: Croce, Hein, 2020, arXiv:2003.01690, equation (7), with the best other class in place of the true one.
     """
-    target = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    gain = -margins(logits, labels)
     if logits.shape[1] < 4:
-        return target - others
+        return gain
     top = logits.topk(4, dim=1).values
-    return (target - others) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=DENOMINATOR_FLOOR)
+    return gain / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=DENOMINATOR_FLOOR)
 
 
 def redlr_towards_target(logits: Tensor, labels: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 
 from art_wdro import DistributionalTRADESTrainer
 from art_wdro._storage import checkpoint, files
+from art_wdro.trainers._update import Updates
 from tests.conftest import DigitsNetwork, digits, make_classifier
 
 
@@ -43,8 +44,7 @@ def arm(moment: str, number: int) -> None:
         die()
 
     if moment == "batch":
-        trainer = DistributionalTRADESTrainer
-        trainer._update = countdown(trainer._update, die)
+        Updates.__call__ = countdown(Updates.__call__, die)
     if moment == "write":
         checkpoint.torch.save = countdown(torch.save, half)
     if moment == "flush":

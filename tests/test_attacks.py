@@ -23,8 +23,10 @@ from torch import nn
 
 from art_wdro import WassersteinFGM, WassersteinPGD, sensitivity, wasserstein_distance
 from art_wdro._host.preprocessing import preprocessing
-from art_wdro._solvers.ascent import ascend, step_lengths
+from art_wdro._solvers.ascent import ascend, relative_steps, step_lengths
+from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.objective import Objective
+from art_wdro._threat.threat import Threat
 from art_wdro.losses import attack_objective
 from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, digits, dual, linear_problem, make_classifier
 
@@ -540,10 +542,9 @@ def test_a_classifier_on_a_gpu(linear):
 
 def test_linear_schedule_falls_to_zero_and_attacks_harder(digits_classifier):
     x, y = (part[:200] for part in digits()[1])
-    steps = WassersteinPGD(digits_classifier, eps=0.1, max_iter=4, schedule="linear", verbose=False)._steps()
+    steps = relative_steps(0.1, None, 4, "linear")
     np.testing.assert_allclose(steps, np.array([1.6, 1.2, 0.8, 0.4]))  # their sum is 4
-    own = WassersteinPGD(digits_classifier, eps=0.1, eps_step=0.025, max_iter=4, schedule="linear", verbose=False)
-    np.testing.assert_allclose(own._steps(), np.array([0.4, 0.3, 0.2, 0.1]))
+    np.testing.assert_allclose(relative_steps(0.1, 0.025, 4, "linear"), np.array([0.4, 0.3, 0.2, 0.1]))
     accuracies = {}
     for schedule in ("constant", "linear"):
         strong = WassersteinPGD(digits_classifier, eps=0.08, max_iter=50, schedule=schedule, verbose=False)
@@ -561,6 +562,7 @@ def test_flat_samples_are_left_out_and_the_iterates_stay_the_same(digits_classif
 
     x, y = (torch.from_numpy(part[:90]) for part in digits()[1])
     eps = 3 * BUDGETS[norm]
+    box = torch.tensor(0.0), torch.tensor(1.0)
     calls = {}
     results = {}
     digits_classifier.model.eval()
@@ -573,14 +575,10 @@ def test_flat_samples_are_left_out_and_the_iterates_stay_the_same(digits_classif
 
         results[objective] = ascend(
             objective(logits_of, attack_objective("redlr")),
-            x,
-            y,
-            p=p,
-            r=norm,
+            Samples(x, y, box, batch_size=32),
+            Threat(p, norm, box),
             budget=eps,
             steps=step_lengths(path / 12, 12, "linear"),
-            box=(torch.tensor(0.0), torch.tensor(1.0)),
-            batch_size=32,
             keep_best=True,
         )
     torch.testing.assert_close(results[Objective].x, results[Dense].x, atol=2e-5, rtol=0)

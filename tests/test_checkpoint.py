@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, WassersteinPGD
+from art_wdro import (
+    DistributionalTRADESTrainer,
+    WassersteinDistributionalAttack,
+    WassersteinKnapsack,
+    WassersteinPGD,
+)
 from art_wdro._storage import checkpoint
 from tests import checkpoint_worker
 from tests.conftest import NORMS, digits, linear_problem
@@ -126,7 +131,7 @@ def test_a_checkpoint_of_another_classifier_is_refused(digits_classifier, tmp_pa
     assert_same(dict(digits_classifier.model.state_dict()), weights)
 
 
-@pytest.mark.parametrize("part", ["network", "optimiser", "scheduler", "progress", "history", "order"])
+@pytest.mark.parametrize("part", ["network", "optimiser", "scheduler", "learnt", "history", "order"])
 def test_a_checkpoint_that_lacks_a_part_changes_nothing(digits_classifier, tmp_path, part):
     file = tmp_path / "bare-name"
     scheduler = torch.optim.lr_scheduler.StepLR(digits_classifier.optimizer, 1)
@@ -225,20 +230,76 @@ def test_an_attack_goes_on_from_its_last_iterate(tmp_path, monkeypatch, norm, lo
     hook.remove()
 
 
-def test_a_search_for_least_distances_goes_on(tmp_path, monkeypatch):
+SEARCHES = {
+    "knapsack": lambda c, **common: WassersteinKnapsack(c, max_iter=30, **common),
+    "stepping out": lambda c, **common: WassersteinKnapsack(c, max_iter=30, search="stepping-out", **common),
+    "split": lambda c, **common: WassersteinDistributionalAttack(c, kappa=2.0, **common),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_goes_on_from_its_last_batch(tmp_path, monkeypatch, name):
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     problem = linear_problem()
-    attack = WassersteinKnapsack(problem.classifier, eps=0.05, max_iter=30, batch_size=10, verbose=False)
-    expected, distances = attack.generate(problem.x, problem.y), attack.distances_
-    seen, hook = interrupted_after(problem.classifier, 100)
-    with pytest.raises(InterruptError):
-        attack.generate(problem.x, problem.y, checkpoint=tmp_path / "attack.ckpt")
-    hook.remove()
+    attack = SEARCHES[name](problem.classifier, eps=0.05, batch_size=10, verbose=False)
     seen, hook = interrupted_after(problem.classifier, 1000)
-    found = attack.generate(problem.x, problem.y, checkpoint=tmp_path / "attack.ckpt")
-    assert len(seen) < 100
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(attack.distances_, distances)
+    expected = attack.generate(problem.x, problem.y)
+    state = {key: value for key, value in vars(attack).items() if key.endswith("_") and not key.startswith("_")}
+    passes, file = len(seen), tmp_path / "attack.ckpt"
+    hook.remove()
+    _, hook = interrupted_after(problem.classifier, passes // 2)
+    with pytest.raises(InterruptError):
+        attack.generate(problem.x, problem.y, checkpoint=file)
+    hook.remove()
+    assert file.exists()
+    seen, hook = interrupted_after(problem.classifier, passes)
+    found = SEARCHES[name](problem.classifier, eps=0.05, batch_size=10, verbose=False)
+    np.testing.assert_array_equal(found.generate(problem.x, problem.y, checkpoint=file), expected)
+    assert len(seen) < 0.8 * passes
+    assert not file.exists()
+    assert len(state) >= 2
+    for key, value in state.items():
+        np.testing.assert_array_equal(getattr(found, key), value, err_msg=key)
+    hook.remove()
+
+
+KILLED = """
+import os, signal, sys
+from art_wdro._storage import checkpoint
+from tests.conftest import linear_problem
+from tests.test_checkpoint import ATTACKS
+checkpoint.SECONDS, save, left = 0.0, checkpoint.save, 3
+def counted(*arguments):
+    global left
+    save(*arguments)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save = counted
+problem = linear_problem()
+attack = ATTACKS[sys.argv[1]](problem.classifier, eps=0.05, batch_size=10, verbose=False)
+attack.generate(problem.x, problem.y, checkpoint=sys.argv[2])
+"""
+ATTACKS = SEARCHES | {"W-PGD": lambda c, **common: WassersteinPGD(c, max_iter=8, **common)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_killed_attack_goes_on(tmp_path, name):
+    file = tmp_path / "attack.ckpt"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", KILLED, name, str(file)]
+    killed = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    problem = linear_problem()
+    attack = ATTACKS[name](problem.classifier, eps=0.05, batch_size=10, verbose=False)
+    seen, hook = interrupted_after(problem.classifier, 1000)
+    expected = attack.generate(problem.x, problem.y)
+    whole = len(seen)
+    seen.clear()
+    np.testing.assert_array_equal(attack.generate(problem.x, problem.y, checkpoint=file), expected)
+    assert len(seen) < whole
+    assert not file.exists()
     hook.remove()
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, WassersteinPGD, adversarial_accuracy, sensitivity
 from art_wdro.losses import attack_objective
+from art_wdro.trainers._update import Updates
 from tests.conftest import NORMS, ORDERS, digits, linear_problem
 
 (X, Y), _ = digits()
@@ -44,7 +45,7 @@ def poisoned_trainer(classifier, value, gradient, **settings):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("gradient", [False, True])
-def test_training_stops_and_names_the_batch(digits_classifier, tmp_path, value, gradient):
+def test_training_stops_and_names_the_batch(digits_classifier, tmp_path, monkeypatch, value, gradient):
     trainer, data = poisoned_trainer(digits_classifier, value, gradient)
     what = "gradient is not finite" if gradient else "loss is (nan|inf)"
     poisoned, file = digits_classifier._model._model, tmp_path / "run.ckpt"
@@ -52,13 +53,13 @@ def test_training_stops_and_names_the_batch(digits_classifier, tmp_path, value, 
     trainer.fit(*data, batch_size=32, nb_epochs=1, checkpoint=file)
     saved = file.read_bytes()
     poisoned.marker = 0.123
-    update, before = trainer._update, {}
+    update, before = Updates.__call__, {}
 
     def watched(*arguments):
         before.update({k: v.clone() for k, v in digits_classifier.model.state_dict().items()})
         return update(*arguments)
 
-    trainer._update = watched
+    monkeypatch.setattr(Updates, "__call__", watched)
     with pytest.raises(FloatingPointError, match=rf"the {what} in epoch 1, batch [0-2], and the weights are still"):
         trainer.fit(*data, batch_size=32, nb_epochs=2, checkpoint=file)
     for name, values in digits_classifier.model.state_dict().items():

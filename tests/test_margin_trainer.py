@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinKnapsack, WassersteinMarginTrainer, knapsack_accuracy
 from art_wdro._solvers.boundary import boundary
-from art_wdro._threat.knapsack import fill
+from art_wdro._threat.knapsack import knapsack
 from art_wdro._threat.norms import dual_exponent
 from art_wdro.trainers._dual import RunningThresholds, dual_accuracy, hinge_loss, slopes_of_hinges
 from tests.conftest import NORMS, ORDERS, digits, linear_problem, make_classifier, same, weights
@@ -219,7 +219,7 @@ def test_one_minibatch_is_the_objective():
     box = torch.tensor(0.0), torch.tensor(1.0)
     found = boundary(model, x, y, math.inf, reach=1.3 * 2 * 0.05, max_iter=6, box=box)
     whole = found.distances.numpy()
-    taus = [fill(whole, 0.025, 2.0).threshold, fill(whole, 0.05, 2.0).threshold]
+    taus = [knapsack(whole, 0.025, 2.0).threshold, knapsack(whole, 0.05, 2.0).threshold]
     value = np.mean([(1 - (found.distances / tau).clamp(max=1.0) ** 2).mean().item() for tau in taus])
     for budget, tau in zip((0.025, 0.05), taus, strict=True):
         hinge = (1 - (found.distances / tau).clamp(max=1.0) ** 2).mean().item()

@@ -14,8 +14,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinFGM, WassersteinPGD
 from art_wdro._solvers.ascent import ascend, step_lengths
+from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.objective import Objective
 from art_wdro._storage import arrays
+from art_wdro._threat.threat import Threat
 from art_wdro.losses import attack_objective
 from tests.conftest import NORMS, digits, linear_problem, make_classifier
 
@@ -124,11 +126,11 @@ def test_no_step_waits_for_the_device(norm):
     x, y = torch.from_numpy(problem.x).cuda(), torch.from_numpy(problem.y).cuda()
     objective = Objective(model, attack_objective("ce"))
     box = torch.zeros((), device="cuda"), torch.ones((), device="cuda")
-    settings = {"p": 2.0, "r": norm, "batch_size": 16, "box": box, "keep_best": True}
-    ascend(objective, x, y, budget=0.1, steps=step_lengths(0.1, 2), **settings)
+    data = Samples(x, y, box, batch_size=16), Threat(2.0, norm, box)
+    ascend(objective, *data, budget=0.1, steps=step_lengths(0.1, 2), keep_best=True)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = ascend(objective, x, y, budget=lambda upsilon: upsilon, steps=step_lengths(0.1, 8), **settings)
+        found = ascend(objective, *data, budget=lambda upsilon: upsilon, steps=step_lengths(0.1, 8), keep_best=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (found.x != x).any()
@@ -142,10 +144,11 @@ def test_data_on_the_host_give_the_same(norm, loss):
     x, y = torch.from_numpy(problem.x), torch.from_numpy(problem.y).cuda()
     objective = Objective(model, attack_objective(loss))
     box = torch.zeros((), device="cuda"), torch.ones((), device="cuda")
-    settings = {"p": 2.0, "r": norm, "budget": 0.1, "batch_size": 16, "box": box, "keep_best": True}
-    steps = step_lengths(0.1, 8)
-    on_host = ascend(objective, x, y, steps=steps, device=torch.device("cuda", 0), **settings).x
-    on_device = ascend(objective, x.cuda(), y, steps=steps, **settings).x
+    settings = {"budget": 0.1, "steps": step_lengths(0.1, 8), "keep_best": True}
+    on_host, on_device = (
+        ascend(objective, Samples(where, y, box, batch_size=16), Threat(2.0, norm, box), **settings).x
+        for where in (x, x.cuda())
+    )
     assert on_host.device.type == "cpu"
     torch.testing.assert_close(on_host, on_device.cpu(), atol=1e-6, rtol=0)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor, nn
 
+from art_wdro._host.precision import in_precision
 from art_wdro._host.preprocessing import preprocessing
 from art_wdro._storage.arrays import Rows, parts
 from art_wdro._storage.checkpoint import described, fingerprint
@@ -56,12 +57,6 @@ def network(classifier: PyTorchClassifier) -> nn.Module:
     return own
 
 
-PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Number formats of an attack's forward passes, by name; None leaves it to the network."""
-SCALES = {"float16": 1024.0}
-"""Factors that keep gradients in the range of a number format, as loss scaling in training does."""
-
-
 def logits_of(
     classifier: PyTorchClassifier, *, training: bool = False, precision: str = "float32"
 ) -> Callable[[Tensor], Tensor]:
@@ -70,16 +65,13 @@ def logits_of(
     The classifier's preprocessing is part of it. The module's train or eval mode is the caller's.
 
     :param training: Apply the preprocessing that ART applies when fitting instead of predicting.
-    :param precision: A name in `PRECISIONS`: half precision where torch's autocast allows it.
+    :param precision: Number format of the passes, a name in `PRECISIONS`.
     :raises ValueError: From the function, if the network does not put out (N, nb_classes).
     """
     preprocess = preprocessing(classifier, training)
-    dtype = PRECISIONS[precision]
-    casting = nullcontext() if dtype is None else torch.autocast(classifier.device.type, dtype)
 
     def function(x: Tensor) -> Tensor:
-        with casting:
-            outputs = classifier._model(preprocess(x))
+        outputs = classifier._model(preprocess(x))
         # ART's wrapper returns the outputs of all layers of an nn.Sequential; the logits are the last
         logits: Tensor = outputs[-1]
         if logits.shape != (len(x), classifier.nb_classes):
@@ -89,7 +81,7 @@ def logits_of(
             )
         return logits
 
-    return function
+    return in_precision(function, precision, classifier.device)
 
 
 @contextmanager

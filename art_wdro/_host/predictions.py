@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from art_wdro._host import classifier as host
 from art_wdro._ranks import mean
+from art_wdro.losses import are_probabilities
 
 
 def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Tensor:
@@ -20,6 +23,21 @@ def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) 
         for rows, points in host.batches_of(classifier, batch_size, x):
             found[rows] = function(points).argmax(1)
     return found
+
+
+def warn_of_probabilities(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> None:
+    """Issue a `UserWarning` if the network puts out probabilities where logits are needed, as seen on a few inputs."""
+    few = x[: min(16, batch_size)].to(classifier.device)
+    if len(few) == 0:
+        return
+    with host.undisturbed(classifier, batch_size), torch.no_grad():
+        outputs = host.logits_of(classifier)(few)
+    if are_probabilities(outputs):
+        warnings.warn(
+            "the classifier puts out probabilities; attacks need logits, and leave too much accuracy without",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _standing(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_size: int) -> Tensor:

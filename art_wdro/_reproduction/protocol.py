@@ -85,7 +85,7 @@ class PaperTrainer(DistributionalTRADESTrainer):
     """The trainer, its epochs measured and selected under the attacks of the paper's tables."""
 
     def _validate(self, data: Any) -> dict[str, float | None]:
-        found = {} if data is None else paper_figures(self._classifier, Split(*data), self._eps)
+        found = {} if data is None else paper_figures(self._classifier, Split(*data), self._common.eps)
         return {f"{key}_accuracy": found.get(key) for key in ("clean", "winf", "wp")}
 
 

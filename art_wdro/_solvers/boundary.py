@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from art_wdro._solvers.newton import Search
@@ -55,7 +56,8 @@ def boundary(
     search.descend(None, max_iter - 1)
     _, _, gradient = search.evaluate(search.nearest, None)
     slopes = sample_norms(gradient, dual_exponent(r))
-    return Boundary(search.distances(), search.nearest, slopes, search.gradients)
+    found = search.found(search.nearest, torch.isfinite(search.radius))
+    return Boundary(found.distances, found.points, slopes, found.gradients)
 
 
 class _Search(Search):

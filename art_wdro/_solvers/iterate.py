@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from art_wdro._ranks import Gather
+from art_wdro._ranks import total
 from art_wdro._storage.arrays import Rows, Some, parts, staged
 from art_wdro._threat.geometry import (
     SIGN_NORMS,
@@ -24,10 +24,9 @@ from art_wdro._threat.threat import Threat
 class Best:
     """The best whole iterate so far, chosen without a value leaving the device."""
 
-    def __init__(self, x: Rows, gather: Gather) -> None:
+    def __init__(self, x: Rows) -> None:
         """Start with the inputs, which any iterate surpasses."""
         self.x = x.clone()
-        self._gather = gather
         self._standing = torch.full((), torch.inf, dtype=torch.float64, device=x.device)
         self._loss = -self._standing
         self._better = torch.zeros((), device=x.device)
@@ -36,7 +35,7 @@ class Best:
         """Decide whether an iterate is better than the kept one, from its losses and standing samples, (N,)."""
         losses = losses.nan_to_num()
         own = torch.stack([standing.double().sum(), losses.sum(), torch.ones_like(losses).sum()])
-        left, loss, count = self._gather(own).sum(0)
+        left, loss, count = total(own)
         left, loss = left / count, loss / count
         # equal losses to float noise are equal, and the later iterate is kept: else the noise would choose
         as_high = loss >= self._loss - 1e-6 * loss.abs()
@@ -73,6 +72,7 @@ class Iterate:
         self._data, self._threat = data, threat
         self._parts = parts(len(data), data.at_once(batch_size))
         self._norms = torch.empty_like(self.slopes)
+        self.radii = torch.zeros_like(self.slopes)
         # one byte holds a sign
         self._directions = data.like(torch.int8 if threat.r in SIGN_NORMS else torch.float32)
 
@@ -94,7 +94,7 @@ class Iterate:
         :param best: Is offered the point left behind.
         :return: Which samples moved, boolean, (N,).
         """
-        p, r, box, gather = self._threat
+        p, r, box = self._threat
         for rows, point, origin, direction in staged(self._parts, self.x, self._data, self._directions):
             if best is not None:
                 best.offer(rows, point)
@@ -102,7 +102,7 @@ class Iterate:
             delta += direction * per_sample(lengths[rows], delta)
             self._norms[rows] = sample_norms(delta, r)
             self.x[rows] = delta
-        radii = allowed_radii(self._norms, eps, p, gather)
+        self.radii = radii = allowed_radii(self._norms, eps, p)
         for rows, delta, origin in staged(self._parts, self.x, self._data):
             moved = origin + project_on_balls(delta, radii[rows], r)
             self.x[rows] = moved if box is None else clip(moved, *box)
@@ -116,10 +116,10 @@ class Iterate:
 
     def round_into_ball(self, points: Rows, eps: Tensor) -> Tensor:
         """Project once more: rounding x + delta to nearest may have taken a point out of the ball."""
-        p, r, box, gather = self._threat
+        p, r, box = self._threat
         for rows, point, origin in staged(self._parts, points, self._data):
             self._norms[rows] = sample_norms(point - origin, r)
-        radii = allowed_radii(self._norms, eps, p, gather)
+        radii = allowed_radii(self._norms, eps, p)
         for rows, point, origin in staged(self._parts, points, self._data):
             moved = displace(origin, project_on_balls(point - origin, radii[rows], r))
             points[rows] = moved if box is None else clip(moved, *box)

@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from art_wdro._storage.arrays import Rows, parts, staged
+from art_wdro._solvers.batches import Found, LogitsOf
 from art_wdro._threat.geometry import movable_coordinates, project_in_box, sample_direction
 from art_wdro._threat.norms import dual_exponent, sample_norms
 from art_wdro._threat.threat import Box
-from art_wdro.losses import as_float
+from art_wdro.losses import as_float, differences, margins, rivals
 
 CERTAIN = 3e-6
 """Margin, relative to the two logits compared, from which a class counts as changed.
@@ -33,17 +32,6 @@ def cosine(step: int, steps: int) -> float:
     return (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def standing_samples(
-    logits_of: Callable[[Tensor], Tensor], data: Rows, labels: Tensor, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Tell which samples are classified correctly, boolean, (N,), and which indices they have."""
-    standing = torch.zeros_like(labels, dtype=torch.bool)
-    with torch.no_grad():
-        for rows, points in staged(parts(len(data), batch_size), data):
-            standing[rows] = logits_of(points).argmax(1) == labels[rows]
-    return standing, standing.nonzero()[:, 0]
-
-
 @dataclass(eq=False)
 class Margins:
     """One batch of samples, the logits around them, and where they may move.
@@ -56,7 +44,7 @@ class Margins:
     :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
     """
 
-    logits_of: Callable[[Tensor], Tensor]
+    logits_of: LogitsOf
     x: Tensor
     labels: Tensor
     r: float
@@ -83,13 +71,26 @@ class Margins:
         point = point.detach().requires_grad_()
         with torch.enable_grad():
             logits = as_float(self.logits_of(point))
-            differences = self.differences(logits)
-            margin = differences.amax(1) if target is None else differences.gather(1, target[:, None])[:, 0]
+            margin = margins(logits, self.labels) if target is None else self.margins_to(target, logits)
             if not margin.requires_grad:
                 raise ValueError("the classifier's logits do not depend differentiably on x")
             (gradient,) = torch.autograd.grad(margin.sum(), point)
         self.gradients += len(point)
         return logits.detach(), margin.detach(), self.usable(gradient, point.detach())
+
+    def logits_at(self, point: Tensor) -> Tensor:
+        """Return the logits at a point, (N, K), without a gradient."""
+        with torch.no_grad():
+            return as_float(self.logits_of(point))
+
+    def margins_to(self, target: Tensor, logits: Tensor) -> Tensor:
+        """Return z_t - z_y for one class t a sample, (N,)."""
+        return differences(logits, self.labels).gather(1, target[:, None])[:, 0]
+
+    def found(self, points: Tensor, reached: Tensor) -> Found:
+        """Return points with their distances, from the points themselves in float64, where a class was reached."""
+        exact = sample_norms(points.double() - self.x.double(), self.r)
+        return Found(torch.where(reached, exact, torch.inf), points, self.gradients)
 
     def nearest_classes(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Order the classes with the largest logits by distance to first order, margin over dual norm.
@@ -98,11 +99,12 @@ class Margins:
         """
         x = self.x.detach().requires_grad_()
         with torch.enable_grad():
-            differences = self.differences(as_float(self.logits_of(x)))
-            classes = differences.detach().topk(min(count, differences.shape[1] - 1), dim=1).indices
+            logits = as_float(self.logits_of(x))
+            ahead = differences(logits, self.labels)
+            classes = ahead.detach().topk(min(count, logits.shape[1] - 1), dim=1).indices
             found = []
             for column in range(classes.shape[1]):
-                margin = differences.gather(1, classes[:, column : column + 1])[:, 0]
+                margin = ahead.gather(1, classes[:, column : column + 1])[:, 0]
                 (gradient,) = torch.autograd.grad(margin.sum(), x, retain_graph=True)
                 gradient = self.usable(gradient, self.x)
                 slope = sample_norms(gradient, dual_exponent(self.r))
@@ -111,15 +113,9 @@ class Margins:
         estimates, order = torch.stack(found, 1).sort(dim=1, stable=True)
         return classes[:, 0], classes.gather(1, order), estimates
 
-    def differences(self, logits: Tensor) -> Tensor:
-        """Return z_j - z_y, (N, K), and -inf at the label itself."""
-        own = logits.gather(1, self.labels[:, None])
-        return (logits - own).scatter(1, self.labels[:, None], -torch.inf)
-
     def excess(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far the leading other class exceeds the label's, (N,), and how far it must to count as certain."""
-        own = logits.gather(1, self.labels[:, None])[:, 0]
-        other = logits.scatter(1, self.labels[:, None], -torch.inf).amax(1)
+        own, other = rivals(logits, self.labels)
         return other - own, CERTAIN * torch.maximum(own.abs(), other.abs())
 
     def usable(self, gradient: Tensor, point: Tensor) -> Tensor:

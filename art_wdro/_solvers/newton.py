@@ -15,19 +15,18 @@ Hein, Auto-PGD, 2020, arXiv:2003.01690.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.margins import Margins, cosine, standing_samples
-from art_wdro._storage.arrays import Rows, parts
-from art_wdro._storage.checkpoint import Progress
+from art_wdro._solvers.batches import Bar, Found, LogitsOf, Samples, search_in_batches, silent
+from art_wdro._solvers.margins import Margins, cosine
+from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.geometry import displace
 from art_wdro._threat.norms import dual_exponent, per_sample, sample_norms
-from art_wdro._threat.threat import Box
-from art_wdro.losses import as_float
+from art_wdro._threat.threat import as_box
 
 STEPS_OF_A_RUN = 45
 CLASSES = 9
@@ -41,76 +40,48 @@ WORTHWHILE = 2.0
 """A further class is searched where its distance to first order is below so many times the distance found."""
 
 
-class LeastDistances(NamedTuple):
-    """What a search found.
-
-    :param distances: Least l_r distance found of every sample to another class, (N,), float64; 0 where the sample is
-        misclassified already, inf where none was found.
-    :param x: The samples at those distances, shaped as the inputs; the input itself where the distance is 0 or inf.
-    :param gradients: Gradient evaluations, summed over the samples.
-    """
-
-    distances: Tensor
-    x: Tensor
-    gradients: int
-
-
 def least_distances(
-    logits_of: Callable[[Tensor], Tensor],
+    logits_of: LogitsOf,
     x: Tensor,
     labels: Tensor,
-    r: float,
     *,
-    max_iter: int,
-    batch_size: int,
-    box: Box | None = None,
+    r: float = math.inf,
+    max_iter: int = 300,
+    box: tuple[Any, Any] | None = (0.0, 1.0),
     mask: Tensor | None = None,
-    device: torch.device | None = None,
-    saved: Progress | None = None,
-    progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda batches: batches,
-) -> LeastDistances:
+    batch_size: int = 128,
+    checkpoint: Checkpoint | None = None,
+    bar: Bar[Tensor] = silent,
+) -> Found:
     """Search the least l_r distance of every sample to a point of another class in the box.
 
     :param logits_of: Maps inputs (N, ...) to logits (N, K), sample by sample, differentiably.
-    :param x: Inputs, (N, ...), inside the box.
+    :param x: Inputs, (N, ...), inside the box, on the device that computes or on the host.
     :param labels: Class indices, (N,), on the device that computes.
-    :param r: Exponent of the ground norm.
+    :param r: Exponent of the ground norm: 1, 2 or inf.
     :param max_iter: Gradient evaluations a sample, at most.
-    :param batch_size: Samples in one forward and backward pass.
-    :param box: Bounds of the inputs, or None.
+    :param box: Lower and upper bounds of the inputs, in input units; None sets none.
     :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
-    :param device: The device that computes; None is that of `x`, which may lie on the host instead.
-    :param saved: Where to save what is found, and to go on from.
-    :param progress: Wraps the iteration over batches, for a progress bar.
-    :return: Distances, the points found, and the gradient evaluations spent. Every distance is that of a point whose
-        class differs, so it bounds the least distance from above.
+    :param batch_size: Samples in one forward and backward pass.
+    :param checkpoint: Where to save what is found, and to go on from.
+    :param bar: Wraps the iteration over batches, for a progress bar.
+    :return: Distances, (N,), in input units, the points found, and the gradient evaluations spent. Every distance is
+        that of a point whose class differs, so it bounds the least distance from above.
+
+    A line through two classes, whose border lies at 0.5 on the way from 0 to 1:
+
+    >>> found = least_distances(lambda x: torch.cat([-x, x - 1], 1), torch.tensor([[0.2]]), torch.tensor([0]))
+    >>> round(found.distances.item(), 3), round(found.points.item(), 3)
+    (0.3, 0.5)
     """
-    data = Rows(x, device or x.device).pinned()
-    movable = None if mask is None else Rows(mask, data.device)
-    distances = torch.zeros(len(data), dtype=torch.float64, device=data.device)
-    nearest = data.clone()
-    gradients = done = 0
-    _, chosen = standing_samples(logits_of, data, labels, batch_size)
-    earlier = None if saved is None else saved.load()
-    if earlier is not None:
-        done, gradients, distances = earlier["done"], earlier["gradients"], earlier["distances"].to(distances)
-        chosen = earlier["chosen"].to(chosen)  # a near-tie may change sides on another machine
-        nearest.fill(earlier["nearest"])
+    samples = Samples(x, labels, as_box(box, labels.device), mask, batch_size)
 
-    def state() -> dict[str, Any]:
-        figures = {"done": number + 1, "gradients": gradients, "distances": distances, "chosen": chosen}
-        return figures | {"nearest": nearest.whole()}
+    def search(*batch: Any) -> Found:
+        own = Search(*batch)
+        own.run(max_iter)
+        return own.found(own.nearest, torch.isfinite(own.radius))
 
-    for number, rows in enumerate(progress([chosen[part] for part in parts(len(chosen), batch_size)])):
-        if number < done:
-            continue
-        search = Search(logits_of, data[rows], labels[rows], r, box, None if movable is None else movable[rows])
-        search.run(max_iter)
-        distances[rows], nearest[rows] = search.distances(), search.nearest
-        gradients += search.gradients
-        if saved is not None:
-            saved.offer(state)
-    return LeastDistances(distances, nearest.whole(), gradients)
+    return search_in_batches(search, logits_of, samples, r, checkpoint=checkpoint, bar=bar)
 
 
 class Search(Margins):
@@ -124,11 +95,6 @@ class Search(Margins):
         self.reach = sample_norms(torch.maximum(-self.lower, self.upper), self.r)
         self.radius = torch.full((len(self.x),), torch.inf, dtype=torch.float64, device=self.x.device)
         self.nearest = self.x.clone()
-
-    def distances(self) -> Tensor:
-        """Return the least distances, (N,), from the points themselves in float64."""
-        exact = sample_norms(self.nearest.double() - self.x.double(), self.r)
-        return torch.where(torch.isfinite(self.radius), exact, torch.inf)
 
     def run(self, max_iter: int) -> None:
         """Spend at most `max_iter` gradient evaluations on each sample."""
@@ -188,8 +154,7 @@ class Search(Margins):
                 moved = self.project(delta + (1 - INERTIA) * (moved - delta) + INERTIA * velocity, radius)
             velocity = moved - delta
             point = displace(x, moved).clamp(*self.box)
-        with torch.no_grad():
-            self._offer(point, as_float(self.logits_of(point)))
+        self._offer(point, self.logits_at(point))
 
     def _evaluate(self, point: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return how far the margin towards the target exceeds what counts, and its usable gradient; offer `point`."""

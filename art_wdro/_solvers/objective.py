@@ -6,6 +6,7 @@ Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, Theorem 4.1: V(eps) = V(0
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from art_wdro._ranks import Gather, alone
-from art_wdro._threat.norms import dual_exponent, dual_norms, mean_of_sums, merged_sums, power_sums
-from art_wdro.losses import RECTIFIED, PerSampleLoss, as_float
+from art_wdro._storage.arrays import Rows, parts
+from art_wdro._threat.norms import dual_exponent, dual_norms, mean_of_sums, merged_sums, power_sums, whole_sums
+from art_wdro.losses import RECTIFIED, PerSampleLoss, as_float, attack_objective
 
 
 class Value(NamedTuple):
@@ -33,13 +34,16 @@ class Objective:
     :param loss: Maps logits and class indices to per-sample losses, (N,).
     :param targeted: Whether the labels are targets: then a sample stands until it reaches its target,
         otherwise until it leaves its label.
-    :param scale: Factor on the loss inside the backward pass, where half precision would lose small gradients.
     """
 
     logits_of: Callable[[Tensor], Tensor]
     loss: PerSampleLoss
     targeted: bool = False
-    scale: float = 1.0
+
+    @classmethod
+    def of(cls, logits_of: Callable[[Tensor], Tensor], loss: str | PerSampleLoss, targeted: bool = False) -> Objective:
+        """Return the objective of an attack whose loss has a name, or is a module or a callable."""
+        return cls(logits_of, attack_objective(loss, targeted), targeted)
 
     @property
     def rectified(self) -> bool:
@@ -66,8 +70,8 @@ class Objective:
             value = self._value(x, labels)
             if not value.losses.requires_grad:
                 raise ValueError("the classifier's logits do not depend differentiably on x")
-            (gradient,) = torch.autograd.grad(self.scale * value.losses.sum(), x)
-        return Value(value.losses.detach(), value.standing), gradient if self.scale == 1.0 else gradient / self.scale
+            (gradient,) = torch.autograd.grad(value.losses.sum(), x)
+        return Value(value.losses.detach(), value.standing), gradient
 
     def _value(self, x: Tensor, labels: Tensor) -> Value:
         logits = as_float(self.logits_of(x))
@@ -76,15 +80,46 @@ class Objective:
 
 
 def upsilon(
-    objective: Objective, batches: Iterable[tuple[Tensor, Tensor]], p: float, r: float, gather: Gather = alone
+    logits_of: Callable[[Tensor], Tensor],
+    x: Tensor,
+    labels: Tensor,
+    *,
+    p: float = 2.0,
+    r: float = math.inf,
+    loss: str | PerSampleLoss = "redlr",
+    batch_size: int = 128,
 ) -> Tensor:
-    """Compute Upsilon = (mean_i ||g_i||_s^q)^(1/q) over all batches.
+    """Compute Upsilon = (mean_i ||grad J(x_i)||_s^q)^(1/q), the slope of the worst expected loss at eps = 0.
+
+    :param logits_of: Maps inputs (N, ...) to logits (N, K), sample by sample, differentiably.
+    :param x: Inputs, (N, ...), on the device that computes or on the host.
+    :param labels: Class indices, (N,), on the device that computes.
+    :param p: Order of the Wasserstein distance, in [1, inf], q its dual.
+    :param r: Exponent of the ground norm, s its dual.
+    :param loss: As for :func:`w_pgd`.
+    :param batch_size: Samples in one forward and backward pass.
+    :return: A scalar tensor, float64, in loss per input unit.
+
+    A loss of slope 3 in one input and of slope 4 in another, on one sample each:
+
+    >>> import torch
+    >>> x, labels = torch.eye(2), torch.tensor([0, 0])
+    >>> loss = lambda logits, _: logits @ torch.tensor([3.0, 4.0])
+    >>> round(upsilon(lambda x: x**2 / 2, x, labels, loss=loss).item() ** 2, 6)
+    12.5
+    """
+    data = Rows(x, labels.device)
+    batches = ((data[rows], labels[rows]) for rows in parts(len(data), batch_size))
+    return sensitivity_of(Objective.of(logits_of, loss), batches, p, r)
+
+
+def sensitivity_of(objective: Objective, batches: Iterable[tuple[Tensor, Tensor]], p: float, r: float) -> Tensor:
+    """Compute Upsilon = (mean_i ||g_i||_s^q)^(1/q) over all batches, of all ranks.
 
     :param objective: The attack's objective.
     :param batches: Pairs of inputs (n, ...) and class indices (n,).
     :param p: Order of the Wasserstein distance, q its dual; p = 1 gives the largest norm.
     :param r: Exponent of the ground norm, s its dual.
-    :param gather: Gathers numbers where the batches are a shard of all.
     :return: A scalar tensor, in loss per input unit.
     """
     q = dual_exponent(p)
@@ -95,4 +130,4 @@ def upsilon(
         sums = own if sums is None else merged_sums(torch.stack([sums, own]), q)
     if sums is None:
         sums = torch.zeros(3, dtype=torch.float64)
-    return mean_of_sums(merged_sums(gather(sums), q), q)
+    return mean_of_sums(whole_sums(sums, q), q)

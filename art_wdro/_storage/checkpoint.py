@@ -95,7 +95,7 @@ def described(value: object) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-class Progress:
+class Checkpoint:
     """The checkpoint of one long computation: offered often, written now and then, deleted at the end."""
 
     def __init__(self, file: Path, kind: str, settings: dict[str, Any]) -> None:

@@ -12,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from art_wdro._ranks import Gather, alone
-from art_wdro._threat.norms import dual_exponent, per_sample, power_mean, sample_norms
+from art_wdro._threat.norms import dual_exponent, per_sample, power_mean, sample_norms, whole_power_mean
 
 GROUND_NORMS: tuple[float, ...] = (1.0, 2.0, math.inf)
 """The ground norms l_r for which a direction and a projection exist below."""
@@ -98,20 +97,21 @@ def steepest_direction(gradient: Tensor, p: float, r: float) -> Tensor:
     return sample_direction(gradient, r) * lengths
 
 
-def allowed_radii(norms: Tensor, eps: Tensor | float, p: float, gather: Gather = alone) -> Tensor:
+def allowed_radii(norms: Tensor, eps: Tensor | float, p: float) -> Tensor:
     """Compute the radius of each sample's ball in the projection on the W_p ball.
 
     p = inf: min(||delta_i||, eps); otherwise rho ||delta_i|| with rho = min(1, eps / D_p).
 
-    :param norms: ||delta_i||_r of all samples, (N,).
+    D_p is that of the whole data set, of which the samples may be a shard.
+
+    :param norms: ||delta_i||_r of the samples, (N,).
     :param eps: Budget in input units.
     :param p: Order of the Wasserstein distance.
-    :param gather: Gathers numbers where the samples are a shard of all.
     :return: Radii, (N,).
     """
     if math.isinf(p):
         return norms.clamp(max=eps)
-    distance = power_mean(norms, p, gather=gather)
+    distance = whole_power_mean(norms, p)
     over = distance > eps
     return norms * torch.where(over, eps / torch.where(over, distance, 1.0), 1.0)
 

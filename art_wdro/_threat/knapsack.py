@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The worst distribution for the 0-1 loss: a knapsack over least adversarial distances. NumPy only.
+"""The worst distribution for the 0-1 loss: a knapsack over least adversarial distances, computed in NumPy.
 
 The attacker has the budget N eps^p, flipping sample i costs d_i^p and gains 1/N: the optimum takes the cheapest samples
 first, the last one in part (mass may be split), and equals min over lambda >= 0 of lambda eps^p + mean (1 - lambda
@@ -9,9 +9,10 @@ d_i^p)_+ by linear programming duality.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 ROUNDING = 1e-9
 """Relative excess of the budget that counts as rounding."""
@@ -36,15 +37,26 @@ class Filling(NamedTuple):
         """The share of the mass that is left, in [0, 1]."""
         return float(1.0 - (self.flipped.sum() + self.fraction) / len(self.flipped))
 
+    def __float__(self) -> float:
+        """Return the accuracy."""
+        return self.accuracy
 
-def fill(distances: np.ndarray, eps: float, p: float) -> Filling:
-    """Spend the budget on the cheapest samples.
 
-    :param distances: Least distances, (N,), in input units; 0 costs nothing, inf cannot be had.
+def knapsack(distances: Any, eps: float, p: float = 2.0) -> Filling:
+    """Spend the budget on the cheapest samples: the worst distribution in the W_p ball for the 0-1 loss.
+
+    :param distances: Least distances, (N,), in input units, an array or a tensor; 0 costs nothing, inf cannot be had.
     :param eps: Budget in input units.
     :param p: Order, in [1, inf]; inf flips every sample within eps.
-    :return: The filling, the optimum over all distributions in the W_p ball.
+    :return: The filling, the optimum over all distributions in the ball; `accuracy` is what it leaves.
+
+    A budget of 4 * 1 flips the second sample and three quarters of the third:
+
+    >>> filling = knapsack([0.0, 1.0, 4.0, float("inf")], eps=1.0, p=1)
+    >>> filling.flipped.tolist(), filling.partial, filling.fraction, filling.accuracy
+    ([True, True, False, False], 2, 0.75, 0.3125)
     """
+    distances = np.asarray(distances.cpu() if isinstance(distances, Tensor) else distances, dtype=np.float64)
     if math.isinf(p) or eps == 0.0:
         flipped = distances <= eps
         return Filling(flipped, None, 0.0, float(distances[flipped].max(initial=0.0)))

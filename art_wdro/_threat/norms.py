@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from art_wdro._ranks import Gather, alone
+from art_wdro._ranks import gathered
 
 
 def dual_exponent(exponent: float) -> float:
@@ -61,7 +61,7 @@ def dual_norms(gradient: Tensor, r: float) -> Tensor:
     return sample_norms(gradient, dual_exponent(r)).nan_to_num(nan=0.0, posinf=0.0)
 
 
-def power_mean(values: Tensor, exponent: float, weights: Tensor | None = None, gather: Gather = alone) -> Tensor:
+def power_mean(values: Tensor, exponent: float, weights: Tensor | None = None) -> Tensor:
     """Compute (mean_i values_i^exponent)^(1/exponent), the maximum for exponent = inf.
 
     The largest value is factored out first, so that large exponents neither overflow nor underflow.
@@ -69,13 +69,17 @@ def power_mean(values: Tensor, exponent: float, weights: Tensor | None = None, g
     :param values: Non-negative values, (N,).
     :param exponent: In [1, inf].
     :param weights: Non-negative weights of the mean, (N,); None weighs all alike.
-    :param gather: Gathers three numbers where the values are a shard of all.
     :return: A scalar tensor; 0 where all values are 0.
 
     >>> round(power_mean(torch.tensor([1.0, 7.0], dtype=torch.float64), 2.0).item(), 6)
     5.0
     """
-    return mean_of_sums(merged_sums(gather(power_sums(values, exponent, weights)), exponent), exponent)
+    return mean_of_sums(power_sums(values, exponent, weights), exponent)
+
+
+def whole_power_mean(values: Tensor, exponent: float) -> Tensor:
+    """Compute :func:`power_mean` over the whole data set, of whose values, (N,), this process may have a shard."""
+    return mean_of_sums(whole_sums(power_sums(values, exponent), exponent), exponent)
 
 
 def power_sums(values: Tensor, exponent: float, weights: Tensor | None = None) -> Tensor:
@@ -98,6 +102,11 @@ def merged_sums(sums: Tensor, exponent: float) -> Tensor:
     largest = maxima.amax()
     ratios = maxima / torch.where(largest > 0, largest, 1.0)
     return torch.stack([largest, (powers * _power(ratios, exponent)).sum(), counts.sum()])
+
+
+def whole_sums(sums: Tensor, exponent: float) -> Tensor:
+    """Merge what :func:`power_sums` returned on every rank, (3,), into that of the whole data set, (3,)."""
+    return merged_sums(gathered(sums), exponent)
 
 
 def mean_of_sums(sums: Tensor, exponent: float) -> Tensor:

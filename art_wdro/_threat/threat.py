@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
-
-from art_wdro._ranks import Gather
 
 Box = tuple[Tensor, Tensor]
 """Lower and upper bounds of the inputs, broadcastable to one sample."""
@@ -16,13 +15,19 @@ Box = tuple[Tensor, Tensor]
 class Threat(NamedTuple):
     """The threat (W_p, l_r) in a box.
 
-    :param p: Order of the Wasserstein distance, in (1, inf].
+    :param p: Order of the Wasserstein distance, in [1, inf].
     :param r: Exponent of the ground norm.
     :param box: Bounds of the inputs, or None.
-    :param gather: Gathers numbers where the samples are a shard of the data set.
     """
 
     p: float
     r: float
     box: Box | None
-    gather: Gather
+
+
+def as_box(bounds: tuple[Any, Any] | None, device: torch.device) -> Box | None:
+    """Return bounds given as numbers, arrays or tensors as float32 tensors on a device; None stays."""
+    if bounds is None:
+        return None
+    lower, upper = (torch.as_tensor(bound, dtype=torch.float32, device=device) for bound in bounds)
+    return lower, upper

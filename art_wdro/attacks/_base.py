@@ -24,8 +24,10 @@ from art_wdro._host import classifier as host
 from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
 from art_wdro._host.predictions import predicted_labels
 from art_wdro._ranks import is_first, shards, together
+from art_wdro._solvers.batches import Samples
 from art_wdro._storage.arrays import placed
-from art_wdro._storage.checkpoint import Progress, described, fingerprint
+from art_wdro._storage.checkpoint import Checkpoint, described, fingerprint
+from art_wdro._threat.threat import Threat
 
 
 class _Generate:
@@ -68,23 +70,20 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
     _estimator_requirements = (BaseEstimator, LossGradientsMixin, ClassifierMixin)
     _order_one = False
 
+    p: float
+    norm: float | str
+    eps: float
+    batch_size: int
+    verbose: bool
+
     def __init__(
-        self,
-        estimator: PyTorchClassifier,
-        p: float,
-        norm: float | str,
-        eps: float,
-        batch_size: int,
-        verbose: bool,
-        summary_writer: bool | str | SummaryWriter = False,
+        self, estimator: PyTorchClassifier, summary_writer: bool | str | SummaryWriter = False, **parameters: Any
     ) -> None:
         super().__init__(estimator=estimator, summary_writer=summary_writer)
         host.require_pytorch(type(self), estimator)
-        self.p = p
-        self.norm = norm
-        self.eps = eps
-        self.batch_size = batch_size
-        self.verbose = verbose
+        for name, value in parameters.items():
+            setattr(self, name, value)
+        self._check_params()
 
     def set_params(self, **kwargs: Any) -> None:
         """Change parameters; if one is refused, all stay as they were.
@@ -109,6 +108,10 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
         self.batch_size = arguments.integer("batch_size", self.batch_size, 1)
         self.verbose = arguments.flag("verbose", self.verbose)
 
+    def threat(self) -> Threat:
+        """Return the threat as the solvers take it."""
+        return Threat(self.p, arguments.ground_norm(self.norm), host.box(self.estimator))
+
     def _generate(self, x: Any, y: Any | None, mask: Any | None, checkpoint: Any) -> np.ndarray:
         classifier: PyTorchClassifier = self.estimator
         with together():
@@ -121,40 +124,51 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
             if y is None and self.targeted:
                 raise ValueError("y is None; a targeted attack needs the target labels")
             labels = None if y is None else as_labels(classifier, y, len(inputs))
+        return self.attack_tensors(inputs, labels, movable, file).cpu().numpy()
+
+    def attack_tensors(
+        self, x: Tensor, labels: Tensor | None, mask: Tensor | None = None, file: Path | None = None
+    ) -> Tensor:
+        """Attack inputs and labels that are checked already.
+
+        :param x: Inputs, (N, ...), float32, on any device.
+        :param labels: Class indices, (N,), on any device; None takes the classifier's predictions.
+        :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
+        :param file: The checkpoint.
+        :return: The attacked inputs, on the host or on the classifier's device.
+        """
+        classifier: PyTorchClassifier = self.estimator
         with host.undisturbed(classifier, self.batch_size):
-            inputs = placed(inputs, classifier.device)
-            if labels is None:
-                labels = predicted_labels(classifier, inputs, self.batch_size)
-            movable = None if movable is None else movable.to(inputs.device)
-            labels = labels.to(classifier.device)
-            saved = None if file is None else self._progress(file, inputs, labels, movable)
-            adversarial: np.ndarray = self._attack(inputs, labels, movable, saved).cpu().numpy()
-            if saved is not None:
-                saved.finish()
+            x = placed(x, classifier.device)
+            labels = predicted_labels(classifier, x, self.batch_size) if labels is None else labels
+            mask = None if mask is None else mask.to(x.device)
+            samples = Samples(x, labels.to(classifier.device), host.box(classifier), mask, self.batch_size)
+            checkpoint = None if file is None else self._checkpoint(file, samples)
+            adversarial = self._attack(samples, checkpoint)
+            if checkpoint is not None:
+                checkpoint.finish()
         return adversarial
 
-    def _bar(self, batches: Iterable[Tensor]) -> Any:
-        """Wrap an iteration over batches in a progress bar."""
-        return tqdm(batches, desc=type(self).__name__, leave=False, disable=not self._shows_progress())
+    def _bar(self, items: Iterable[Any]) -> Any:
+        """Wrap an iteration in a progress bar."""
+        shown = self.verbose and is_first()
+        return tqdm(items, desc=type(self).__name__, leave=False, disable=not shown)
 
-    def _shows_progress(self) -> bool:
-        return self.verbose and is_first()
-
-    def _progress(self, file: Path, x: Tensor, labels: Tensor, mask: Tensor | None) -> Progress:
+    def _checkpoint(self, file: Path, samples: Samples) -> Checkpoint:
         """Return the checkpoint of this attack on these data."""
         names = sorted({*self.attack_params} - {"verbose", "summary_writer"})
         parameters = {name: described(getattr(self, name)) for name in names}
         weights = host.network(self.estimator).state_dict().values()
         identity = host.identity(self.estimator) | {
-            "samples": len(x),
-            "data": fingerprint(x, labels, *([] if mask is None else [mask])),
+            "samples": len(samples.x),
+            "data": fingerprint(samples.x, samples.labels, *([] if samples.mask is None else [samples.mask])),
             "weights": fingerprint(*weights),
         }
-        return Progress(file, type(self).__name__, parameters | identity)
+        return Checkpoint(file, type(self).__name__, parameters | identity)
 
     @abc.abstractmethod
-    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
-        """Attack checked inputs in eval mode; labels are on the classifier's device, the rest perhaps on the host."""
+    def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:
+        """Attack samples in eval mode; their labels are on the classifier's device, the rest perhaps on the host."""
 
 
 def _as_mask(mask: Any, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._ranks import average
 from art_wdro._solvers.balls import attack_in_balls
-from art_wdro._storage.checkpoint import Progress
+from art_wdro._solvers.batches import Samples
+from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro.attacks._base import WassersteinAttack
 
 
@@ -40,6 +41,9 @@ class WassersteinDistributionalAttack(WassersteinAttack):
 
     attack_params = [*WassersteinAttack.attack_params, "kappa", "max_iter", "classes"]
     _order_one = True
+    kappa: float
+    max_iter: int
+    classes: int
 
     def __init__(
         self,
@@ -69,11 +73,17 @@ class WassersteinDistributionalAttack(WassersteinAttack):
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
         """
-        super().__init__(estimator, p, norm, eps, batch_size, verbose)
-        self.kappa = kappa
-        self.max_iter = max_iter
-        self.classes = classes
-        self._check_params()
+        super().__init__(
+            estimator,
+            p=p,
+            norm=norm,
+            eps=eps,
+            kappa=kappa,
+            max_iter=max_iter,
+            classes=classes,
+            batch_size=batch_size,
+            verbose=verbose,
+        )
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -88,21 +98,18 @@ class WassersteinDistributionalAttack(WassersteinAttack):
         """How far the moving part goes, in input units."""
         return float(self.eps * self.kappa ** (1 / self.p))
 
-    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
+    def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:
         found = attack_in_balls(
             host.logits_of(self.estimator),
-            x,
-            labels,
-            self.radius,
-            arguments.ground_norm(self.norm),
+            samples,
+            self.threat().r,
+            radius=self.radius,
             max_iter=self.max_iter,
             classes=self.classes,
-            batch_size=self.batch_size,
-            box=host.box(self.estimator),
-            mask=mask,
-            device=self.estimator.device,
-            progress=self._bar,
+            checkpoint=checkpoint,
+            bar=self._bar,
         )
-        self.mass_: np.ndarray = found.standing.cpu().numpy() / self.kappa
-        self.gradients_: float = average(found.gradients, len(x))
-        return found.x
+        # who is misclassified already has the distance 0, and stays
+        self.mass_: np.ndarray = (found.distances > 0).cpu().numpy() / self.kappa
+        self.gradients_: float = average(found.gradients, len(samples.x))
+        return found.points

@@ -13,11 +13,12 @@ from torch import Tensor
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._ranks import all_rows, average
+from art_wdro._solvers.batches import Found, Samples
 from art_wdro._solvers.newton import least_distances
 from art_wdro._solvers.stepping_out import stepped_out_distances
 from art_wdro._storage.arrays import mixed
-from art_wdro._storage.checkpoint import Progress
-from art_wdro._threat.knapsack import fill
+from art_wdro._storage.checkpoint import Checkpoint
+from art_wdro._threat.knapsack import knapsack
 from art_wdro.attacks._base import WassersteinAttack
 
 SEARCHES = ("newton", "stepping-out")
@@ -44,6 +45,8 @@ class WassersteinKnapsack(WassersteinAttack):
 
     attack_params = [*WassersteinAttack.attack_params, "max_iter", "search"]
     _order_one = True
+    max_iter: int
+    search: str
 
     def __init__(
         self,
@@ -73,34 +76,31 @@ class WassersteinKnapsack(WassersteinAttack):
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
         """
-        super().__init__(estimator, p, norm, eps, batch_size, verbose)
-        self.max_iter = max_iter
-        self.search = search
-        self._check_params()
+        super().__init__(
+            estimator, p=p, norm=norm, eps=eps, max_iter=max_iter, batch_size=batch_size, verbose=verbose, search=search
+        )
 
     def _check_params(self) -> None:
         super()._check_params()
         self.max_iter = arguments.integer("max_iter", self.max_iter, 1)
         self.search = arguments.choice("search", self.search, SEARCHES)
 
-    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
-        setting: dict[str, Any] = {
-            "max_iter": self.max_iter,
-            "batch_size": self.batch_size,
-            "box": host.box(self.estimator),
-            "mask": mask,
-            "device": self.estimator.device,
-            "progress": self._bar,
-        }
-        function, r = host.logits_of(self.estimator), arguments.ground_norm(self.norm)
-        if self.search == "newton":
-            found = least_distances(function, x, labels, r, saved=saved, **setting)
-        else:
-            found = stepped_out_distances(function, x, labels, r, step=self.eps / 4, **setting)
+    def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:
+        found = self._search(samples, checkpoint)
         self.distances_: np.ndarray = found.distances.cpu().numpy()
-        self.nearest_: np.ndarray = found.x.cpu().numpy()
-        self.gradients_: float = average(found.gradients, len(x))
+        self.nearest_: np.ndarray = found.points.cpu().numpy()
+        self.gradients_: float = average(found.gradients, len(samples.x))
         whole, own = all_rows(found.distances)
-        filling = fill(whole.cpu().numpy(), self.eps, self.p)
+        filling = knapsack(whole, self.eps, self.p)
         self.fraction_: float = filling.fraction
-        return mixed(torch.from_numpy(filling.flipped[own]), found.x, x)
+        return mixed(torch.from_numpy(filling.flipped[own]), found.points, samples.x)
+
+    def _search(self, samples: Samples, checkpoint: Checkpoint | None) -> Found:
+        """Find the least distances."""
+        _, r, box = self.threat()
+        function = host.logits_of(self.estimator)
+        driven: dict[str, Any] = {"max_iter": self.max_iter, "checkpoint": checkpoint, "bar": self._bar}
+        if self.search == "stepping-out":
+            return stepped_out_distances(function, samples, r, step=self.eps / 4, **driven)
+        given: dict[str, Any] = {"box": box, "mask": samples.mask, "batch_size": samples.batch_size}
+        return least_distances(function, samples.x, samples.labels, r=r, **given, **driven)

@@ -10,50 +10,28 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from art.summary_writer import SummaryWriter, SummaryWriterDefault
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
-from art_wdro._ranks import gathering
-from art_wdro._solvers.ascent import SCHEDULES, ascend, step_lengths
-from art_wdro._storage.checkpoint import Progress
+from art_wdro._host.precision import PRECISIONS
+from art_wdro._solvers.ascent import SCHEDULES, w_pgd
+from art_wdro._solvers.batches import Samples
+from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro.attacks._base import WassersteinAttack
-from art_wdro.attacks._objective import objective_of
 from art_wdro.losses import PerSampleLoss, attack_objective
-
-PATH_LENGTHS = {"constant": 1.875, "linear": 4.0}
-"""Total length of the default steps in budgets, by schedule.
-
-Sources: constant from Bai et al., 2023, arXiv:2306.09844, section 6; linear measured, docs/evaluation.md.
-"""
 
 
 class WassersteinAscent(WassersteinAttack):
     """What W-PGD and W-FGSM share: the ascent loop and its parameters."""
 
     attack_params = [*WassersteinAttack.attack_params, "loss", "targeted", "summary_writer", "precision"]
+    loss: str | PerSampleLoss
+    targeted: bool
+    precision: str
     # what the single step of W-FGSM needs; W-PGD makes them parameters
     eps_step: float | None = None
     max_iter: int = 1
     schedule: str = "constant"
-
-    def __init__(
-        self,
-        estimator: PyTorchClassifier,
-        p: float,
-        norm: float | str,
-        eps: float,
-        loss: str | PerSampleLoss,
-        targeted: bool,
-        batch_size: int,
-        summary_writer: bool | str | SummaryWriter,
-        verbose: bool,
-        precision: str,
-    ) -> None:
-        super().__init__(estimator, p, norm, eps, batch_size, verbose, _checked_writer(summary_writer))
-        self.loss = loss
-        self.precision = precision
-        self.targeted = targeted
 
     @property
     def summary_writer(self) -> SummaryWriter | None:
@@ -69,38 +47,34 @@ class WassersteinAscent(WassersteinAttack):
     def _check_params(self) -> None:
         super()._check_params()
         self.targeted = arguments.flag("targeted", self.targeted)
-        self.precision = arguments.choice("precision", self.precision, tuple(host.PRECISIONS))
+        self.precision = arguments.choice("precision", self.precision, tuple(PRECISIONS))
         attack_objective(self.loss)
 
-    def _attack(self, x: Tensor, labels: Tensor, mask: Tensor | None, saved: Progress | None) -> Tensor:
-        ascent = ascend(
-            objective_of(self.estimator, self.loss, targeted=self.targeted, precision=self.precision),
-            x,
-            labels,
-            p=self.p,
-            r=arguments.ground_norm(self.norm),
-            budget=self.eps,
-            steps=tqdm(self._steps(), desc=type(self).__name__, leave=False, disable=not self._shows_progress()),
-            box=host.box(self.estimator),
-            mask=mask,
-            batch_size=self.batch_size,
-            device=self.estimator.device,
-            gather=gathering(),
-            progress=saved,
+    def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:
+        p, r, box = self.threat()
+        adversarial = w_pgd(
+            host.logits_of(self.estimator, precision=self.precision),
+            samples.x,
+            samples.labels,
+            p=p,
+            r=r,
+            eps=self.eps,
+            steps=self.max_iter,
+            eps_step=self.eps_step,
+            schedule=self.schedule,
+            loss=self.loss,
+            targeted=self.targeted,
+            box=box,
+            mask=samples.mask,
+            batch_size=samples.batch_size,
             keep_best=self._keeps_best(),
+            checkpoint=checkpoint,
+            bar=self._bar,
             on_gradient=None if self.summary_writer is None else self._write_summary,
         )
         if self.summary_writer is not None:
             self.summary_writer.reset()
-        return ascent.x
-
-    def _steps(self) -> list[float]:
-        """Return the lengths of all steps, relative to eps."""
-        if self.eps == 0 or self.max_iter == 0:
-            return []
-        path = PATH_LENGTHS[self.schedule]
-        mean = path / self.max_iter if self.eps_step is None else self.eps_step / self.eps
-        return step_lengths(mean, self.max_iter, self.schedule)
+        return adversarial
 
     def _keeps_best(self) -> bool:
         return False
@@ -183,11 +157,21 @@ class WassersteinPGD(WassersteinAscent):
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
         """
-        super().__init__(estimator, p, norm, eps, loss, targeted, batch_size, summary_writer, verbose, precision)
-        self.eps_step = eps_step
-        self.max_iter = max_iter
-        self.schedule = schedule
-        self._check_params()
+        super().__init__(
+            estimator,
+            _checked_writer(summary_writer),
+            p=p,
+            norm=norm,
+            eps=eps,
+            eps_step=eps_step,
+            max_iter=max_iter,
+            loss=loss,
+            targeted=targeted,
+            batch_size=batch_size,
+            verbose=verbose,
+            schedule=schedule,
+            precision=precision,
+        )
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -238,8 +222,18 @@ class WassersteinFGM(WassersteinAscent):
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
         """
-        super().__init__(estimator, p, norm, eps, loss, targeted, batch_size, summary_writer, verbose, precision)
-        self._check_params()
+        super().__init__(
+            estimator,
+            _checked_writer(summary_writer),
+            p=p,
+            norm=norm,
+            eps=eps,
+            loss=loss,
+            targeted=targeted,
+            batch_size=batch_size,
+            verbose=verbose,
+            precision=precision,
+        )
 
     def _check_params(self) -> None:
         super()._check_params()

@@ -17,7 +17,7 @@ from art_wdro._host import classifier as host
 from art_wdro._host.predictions import predicted_labels
 from art_wdro._ranks import all_rows
 from art_wdro._storage.arrays import parts
-from art_wdro._threat.knapsack import fill
+from art_wdro._threat.knapsack import knapsack
 from art_wdro.certificates._problem import balls_around, certified_problem, radii_of, radius_of
 
 
@@ -96,4 +96,4 @@ def certified_accuracy(
     host.require_pytorch(certified_accuracy, classifier)
     p, eps = arguments.order(p, one=True), arguments.real("eps", eps, 0.0)
     radii = certified_radii(classifier, x, y, norm, batch_size=batch_size)
-    return fill(all_rows(torch.from_numpy(radii))[0].numpy(), eps, p).accuracy
+    return knapsack(all_rows(torch.from_numpy(radii))[0].numpy(), eps, p).accuracy

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_wdro._host import classifier as host
 from art_wdro._host.inputs import labelled_data
-from art_wdro._host.predictions import accuracy_left
+from art_wdro._host.predictions import accuracy_left, warn_of_probabilities
 from art_wdro.attacks._base import WassersteinAttack
 from art_wdro.attacks._pgd import WassersteinPGD
-from art_wdro.losses import are_probabilities
 
 
 def adversarial_accuracy(
@@ -63,15 +61,8 @@ def adversarial_accuracy(
         raise TypeError(f"attack is {attack!r}; allowed is an EvasionAttack of ART")
     if attack.targeted:
         raise ValueError(f"attack is {attack!r}; allowed is an untargeted one, since y are the true labels")
+    warn_of_probabilities(classifier, inputs, batch_size)
     with host.undisturbed(classifier, batch_size):
-        few = inputs[:16].to(classifier.device)
-        with torch.no_grad():
-            if len(few) and are_probabilities(host.logits_of(classifier)(few)):
-                warnings.warn(
-                    "the classifier puts out probabilities; attacks need logits, and leave too much accuracy without",
-                    UserWarning,
-                    stacklevel=2,
-                )
         array = inputs.cpu().numpy()
         own = isinstance(attack, WassersteinAttack)  # another one might write to what it is given
         adversarial = attack.generate(array if own else array.copy(), labels.cpu().numpy())

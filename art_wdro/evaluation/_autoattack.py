@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from importlib import import_module
 from inspect import signature
 from typing import Any
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
@@ -60,33 +58,31 @@ def _autoattack_class() -> Any:
     return None
 
 
-def autoattack_runner(
+def autoattack_points(
     classifier: PyTorchClassifier, x: Tensor, labels: Tensor, r: float, eps: float, batch_size: int
-) -> Callable[[], tuple[np.ndarray, float]]:
-    def run() -> tuple[np.ndarray, float]:
-        if len(x) == 0:
-            total(torch.zeros(2, dtype=torch.float64))  # the others count their evaluations
-            return x.numpy(), 0.0
-        function = host.logits_of(classifier)
-        evaluations = 0
+) -> tuple[Tensor, float]:
+    """Attack with the standard version of AutoAttack: return the points, on the host, and gradients a sample."""
+    if len(x) == 0:
+        total(torch.zeros(2, dtype=torch.float64))  # the others count their evaluations
+        return x.cpu(), 0.0
+    function = host.logits_of(classifier)
+    evaluations = 0
 
-        def counted(batch: Tensor) -> Tensor:
-            nonlocal evaluations
-            evaluations += len(batch) * batch.requires_grad
-            return function(batch)
+    def counted(batch: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += len(batch) * batch.requires_grad
+        return function(batch)
 
-        with host.undisturbed(classifier, batch_size):
-            cls, device = _autoattack_class(), classifier.device
-            quiet = {"verbose": False} if "verbose" in signature(cls).parameters else {}
-            attack = cls(counted, norm=NORM_NAMES[r], eps=eps, seed=0, device=str(device), **quiet)
-            attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classifier.nb_classes - 1)
-            size = "bs" if "bs" in signature(attack.run_standard_evaluation).parameters else "batch_size"
-            adversarial = attack.run_standard_evaluation(x.to(device), labels.to(device), **{size: batch_size})
-            adversarial = adversarial[0] if isinstance(adversarial, tuple) else adversarial
-            # rounding alone may exceed a small eps
-            radii = torch.full((len(x),), eps, dtype=torch.float64, device=device)
-            delta = project_on_balls(adversarial.detach() - x.to(device), radii, r)
-            adversarial = displace(x.to(device), delta).clamp(0.0, 1.0)
-        return adversarial.cpu().numpy(), average(evaluations, len(x))
-
-    return run
+    with host.undisturbed(classifier, batch_size):
+        cls, device = _autoattack_class(), classifier.device
+        quiet = {"verbose": False} if "verbose" in signature(cls).parameters else {}
+        attack = cls(counted, norm=NORM_NAMES[r], eps=eps, seed=0, device=str(device), **quiet)
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classifier.nb_classes - 1)
+        size = "bs" if "bs" in signature(attack.run_standard_evaluation).parameters else "batch_size"
+        adversarial = attack.run_standard_evaluation(x.to(device), labels.to(device), **{size: batch_size})
+        adversarial = adversarial[0] if isinstance(adversarial, tuple) else adversarial
+        # rounding alone may exceed a small eps
+        radii = torch.full((len(x),), eps, dtype=torch.float64, device=device)
+        delta = project_on_balls(adversarial.detach() - x.to(device), radii, r)
+        adversarial = displace(x.to(device), delta).clamp(0.0, 1.0)
+    return adversarial.cpu(), average(evaluations, len(x))

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from art_wdro._host import arguments
 from art_wdro._host.inputs import as_numbers
-from art_wdro._ranks import gathering, shards
+from art_wdro._ranks import shards
 from art_wdro._storage.arrays import Rows, parts, staged
-from art_wdro._threat.norms import power_mean, sample_norms
+from art_wdro._threat.norms import sample_norms, whole_power_mean
 
 
 def wasserstein_distance(x: Any, x_adv: Any, p: float = 2, norm: float | str = np.inf) -> float:
@@ -60,4 +60,4 @@ def distance_of_mass(x: Tensor, x_adv: Tensor, mass: np.ndarray | None, p: float
         lengths[rows] = sample_norms(pair[1].double() - pair[0].double(), r)
     if mass is not None:
         lengths *= torch.from_numpy(mass) ** (1 / p)
-    return power_mean(lengths, p, gather=gathering()).item()
+    return whole_power_mean(lengths, p).item()

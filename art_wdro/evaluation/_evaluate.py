@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,29 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.inputs import labelled_data
-from art_wdro._host.predictions import accuracy_left
 from art_wdro._ranks import all_rows, count, everywhere, is_first
-from art_wdro._storage.arrays import mixed
-from art_wdro.attacks._distributional import WassersteinDistributionalAttack
-from art_wdro.attacks._knapsack import WassersteinKnapsack
-from art_wdro.attacks._pgd import WassersteinPGD
+from art_wdro.attacks._pgd import WassersteinFGM
 from art_wdro.certificates._problem import why_uncertified
 from art_wdro.certificates._radii import certified_radii
-from art_wdro.evaluation._autoattack import autoattack_runner, check_autoattack
-from art_wdro.evaluation._distance import distance_of_mass
-from art_wdro.evaluation._first_order import accuracy_bounds, sensitivity
+from art_wdro.evaluation._attempts import KNAPSACK, Case, Outcome, attempts_on
+from art_wdro.evaluation._autoattack import check_autoattack
+from art_wdro.evaluation._first_order import bounds_of, upsilon_of
 from art_wdro.evaluation._report import Report, Row
 from art_wdro.evaluation._sanity import check_model, check_order
-
-Attack = WassersteinPGD | WassersteinDistributionalAttack | WassersteinKnapsack
-KAPPA = 2.0
-"""Into how many parts the attack that splits mass does so: the best or next to it where that was measured."""
 
 
 def evaluate(
@@ -84,83 +74,46 @@ def evaluate(
     inputs, labels = labelled_data(classifier, x, y)
     certified = None if certified is None else arguments.flag("certified", certified)
     reason = why_uncertified(classifier, count(len(inputs)), certified)
-    threat: dict[str, Any] = {"norm": r, "eps": eps, "batch_size": batch_size, "verbose": False}
-    knapsack = WassersteinKnapsack(classifier, p=p, max_iter=knapsack_iter, **threat)
-    step = eps / 20 if eps > 0 else None
-    split = WassersteinDistributionalAttack(classifier, p=p, kappa=1.0 if math.isinf(p) else KAPPA, **threat)
-    attacks: dict[str, Attack] = {
-        "PGD-20, CE": WassersteinPGD(classifier, p=math.inf, loss="ce", **threat),
-        "W-PGD-20, ReDLR, step eps/20 (paper)": WassersteinPGD(classifier, p=p, eps_step=step, **threat),
-        "W-PGD-100, ReDLR, linear": WassersteinPGD(classifier, p=p, max_iter=100, schedule="linear", **threat),
-        f"WDA, kappa {split.kappa:g}": split,
-        "knapsack": knapsack,
-    }
-    runs: list[tuple[str, float | None, Callable[[], tuple[np.ndarray, float]]]] = [
-        ("none", None, lambda: (inputs.cpu().numpy(), 0.0)),
-        *((name, attack.p, _runner(attack, inputs, labels)) for name, attack in attacks.items()),
-    ]
-    if check_autoattack(classifier, autoattack, r):
-        run = autoattack_runner(classifier, inputs, labels, r, eps, batch_size)
-        runs.insert(2, ("AutoAttack, standard", math.inf, run))
+    case = Case(classifier, inputs, labels, p, r, eps, arguments.integer("batch_size", batch_size, 1))
+    attempts = attempts_on(case, knapsack_iter, check_autoattack(classifier, autoattack, r))
 
-    found = check_model(classifier, inputs, labels, batch_size) if len(inputs) else []
+    found = check_model(classifier, inputs, labels, case.batch_size) if len(inputs) else []
     rows: list[Row] = []
     arrays: dict[str, np.ndarray] = {}
-
-    def add(name: str, order: float | None, adversarial: np.ndarray, seconds: float, gradients: float) -> None:
-        mass = split.mass_ if attacks.get(name) is split else None
-        moved = torch.from_numpy(adversarial)
-        accuracy = accuracy_left(classifier, inputs, moved, labels, mass, batch_size)
-        spent = 0.0 if order is None else distance_of_mass(inputs.cpu(), moved, mass, order, r)
-        rows.append(Row(name, order, accuracy, spent, seconds, gradients))
-        shown = adversarial.view()
-        shown.flags.writeable = order is not None  # without an attack it is the user's own
+    outcomes: dict[str, Outcome] = {}
+    for attempt in tqdm(attempts, desc="evaluate", leave=False, disable=not (verbose and is_first())):
+        outcome = outcomes[attempt.name] = attempt.outcome(outcomes)
+        rows.append(case.row(attempt, outcome))
+        shown = outcome.points.numpy().view()
+        shown.flags.writeable = attempt.order is not None  # without an attack it is the user's own
         if keep_arrays:
-            arrays[name] = shown
+            arrays[attempt.name] = shown
         if on_row is not None:
             on_row(rows[-1], shown)
-
-    for name, order, run in tqdm(runs, desc="evaluate", leave=False, disable=not (verbose and is_first())):
-        started = time.perf_counter()
-        adversarial, gradients = run()
-        add(name, order, adversarial, time.perf_counter() - started, gradients)
-    if not math.isinf(p):  # pointwise from the same distances, at no cost
-        within = knapsack.distances_ <= eps
-        pointwise = mixed(torch.from_numpy(within), torch.from_numpy(knapsack.nearest_), inputs.cpu()).numpy()
-        add("knapsack's distances", math.inf, pointwise, rows[-1].seconds, rows[-1].gradients)
-        rows.sort(key=lambda row: (row.order is not None, row.order != math.inf))  # clean, W_inf, W_p
-        # one radius for all samples is no worst case, nor meant as one
-        found += check_order([row for row in rows if attacks.get(row.attack) is not split])
-    radii = None
-    if reason is None:
-        radii = certified_radii(classifier, inputs, labels, r, largest=knapsack.distances_)
-        radii = all_rows(torch.from_numpy(radii))[0].numpy()
+    # one radius for all samples is no worst case, nor meant as one
+    found += check_order([row for row in rows if outcomes[row.attack].mass is None])
+    distances = outcomes[KNAPSACK].distances
+    assert distances is not None
     report = Report(
         p=p,
         norm=r,
         eps=eps,
         samples=count(len(inputs)),
-        rows=tuple(rows),
-        upsilon=sensitivity(classifier, inputs, labels, p, r, "redlr", batch_size),
-        bounds={
-            loss: accuracy_bounds(classifier, inputs, labels, p, r, eps, loss, batch_size) for loss in ("redlr", "ce")
-        },
-        distances=all_rows(torch.from_numpy(knapsack.distances_))[0].numpy(),
-        radii=radii,
+        rows=tuple(sorted(rows, key=lambda row: (row.order is not None, row.order != math.inf))),
+        upsilon=upsilon_of(classifier, inputs, labels, p=p, r=r, loss="redlr", batch_size=case.batch_size),
+        bounds={loss: bounds_of(case.attack(WassersteinFGM, loss=loss), inputs, labels) for loss in ("redlr", "ce")},
+        distances=whole(distances),
+        radii=None if reason is not None else whole(certified_radii(classifier, inputs, labels, r, largest=distances)),
         uncertified=reason if certified is None else None,
         warnings=tuple(dict.fromkeys(text for rank in everywhere(found) for text in rank)),
         arrays=arrays,
-        mass=all_rows(torch.from_numpy(split.mass_))[0].numpy(),
+        mass=next(whole(outcome.mass) for outcome in outcomes.values() if outcome.mass is not None),
     )
     for text in report.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
     return report
 
 
-def _runner(attack: Attack, x: Tensor, labels: Tensor) -> Callable[[], tuple[np.ndarray, float]]:
-    def run() -> tuple[np.ndarray, float]:
-        adversarial = attack.generate(x, labels)
-        gradients = float(attack.max_iter) if isinstance(attack, WassersteinPGD) else attack.gradients_
-        return adversarial, gradients
-
-    return run
+def whole(values: np.ndarray) -> np.ndarray:
+    """Return numbers of the samples of all ranks, (all samples,)."""
+    return all_rows(torch.from_numpy(values))[0].numpy()

@@ -15,11 +15,10 @@ from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.inputs import as_arrays, as_inputs, as_labels, labelled_data
 from art_wdro._host.predictions import predicted_labels
-from art_wdro._ranks import gathering, mean, together
+from art_wdro._ranks import mean, together
 from art_wdro._solvers.objective import Objective, Value, upsilon
-from art_wdro.attacks._objective import objective_of
 from art_wdro.attacks._pgd import WassersteinFGM
-from art_wdro.losses import PerSampleLoss
+from art_wdro.losses import PerSampleLoss, attack_objective
 
 
 def sensitivity(
@@ -49,16 +48,28 @@ def sensitivity(
     host.require_pytorch(sensitivity, classifier)
     p, r = arguments.order(p, one=True), arguments.ground_norm(norm)
     batch_size = arguments.integer("batch_size", batch_size, 1)
-    objective = objective_of(classifier, loss)
+    attack_objective(loss)
     with together():
         x, y = as_arrays(x, y)
         inputs = as_inputs(classifier, x)
         labels = None if y is None else as_labels(classifier, y, len(inputs))
+    return upsilon_of(classifier, inputs, labels, p=p, r=r, loss=loss, batch_size=batch_size)
+
+
+def upsilon_of(
+    classifier: PyTorchClassifier,
+    x: Tensor,
+    labels: Tensor | None,
+    *,
+    p: float,
+    r: float,
+    loss: str | PerSampleLoss,
+    batch_size: int,
+) -> float:
+    """Compute :func:`sensitivity` of inputs and labels that are checked already."""
     with host.undisturbed(classifier, batch_size):
-        if labels is None:
-            labels = predicted_labels(classifier, inputs, batch_size)
-        batches = ((x, y) for _, x, y in host.batches_of(classifier, batch_size, inputs, labels))
-        return upsilon(objective, batches, p, r, gathering()).item()
+        labels = predicted_labels(classifier, x, batch_size) if labels is None else labels.to(classifier.device)
+        return upsilon(host.logits_of(classifier), x, labels, p=p, r=r, loss=loss, batch_size=batch_size).item()
 
 
 class AccuracyBounds(NamedTuple):
@@ -112,14 +123,20 @@ def accuracy_bounds(
     loss = arguments.choice("loss", loss, ("redlr", "ce"))
     inputs, labels = labelled_data(classifier, x, y)
     attack = WassersteinFGM(classifier, p, norm, eps, loss, batch_size=batch_size, verbose=False)
-    adversarial = torch.from_numpy(attack.generate(inputs, labels))
-    slope = sensitivity(classifier, inputs, labels, p, norm, loss, batch_size)
-    objective = objective_of(classifier, loss)
-    with host.undisturbed(classifier, batch_size):
-        clean, attacked = (_values(objective, data, labels, batch_size, classifier) for data in (inputs, adversarial))
+    return bounds_of(attack, inputs, labels)
+
+
+def bounds_of(attack: WassersteinFGM, x: Tensor, labels: Tensor) -> AccuracyBounds:
+    """Compute :func:`accuracy_bounds` by W-FGSM, with its loss, of inputs and labels that are checked."""
+    classifier, size, (p, r, _) = attack.estimator, attack.batch_size, attack.threat()
+    adversarial = attack.attack_tensors(x, labels)
+    slope = upsilon_of(classifier, x, labels, p=p, r=r, loss=attack.loss, batch_size=size)
+    objective = Objective.of(host.logits_of(classifier), attack.loss)
+    with host.undisturbed(classifier, size):
+        clean, attacked = (_values(objective, data, labels, size, classifier) for data in (x, adversarial))
     accuracy, left = mean(clean.standing), mean(attacked.standing)
     before, after = mean(clean.losses), mean(attacked.losses)
-    missed = 0.0 if loss == "redlr" else mean(clean.losses[~clean.standing])
+    missed = 0.0 if attack.loss == "redlr" else mean(clean.losses[~clean.standing])
     if accuracy == 0.0:
         return AccuracyBounds(0.0, left, 0.0, math.nan, math.nan)
     gap = missed - before

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from art_wdro._host import arguments
-from art_wdro._threat.knapsack import fill
+from art_wdro._threat.knapsack import knapsack
 
 
 def knapsack_accuracy(distances: Any, eps: Any, p: float = 2) -> Any:
@@ -39,7 +39,7 @@ def knapsack_accuracy(distances: Any, eps: Any, p: float = 2) -> Any:
     if not (values >= 0).all():
         raise ValueError("distances hold negative or NaN values; allowed are numbers >= 0, inf included")
     if np.ndim(eps) == 0:
-        return fill(values, arguments.real("eps", eps, 0.0), p).accuracy
+        return knapsack(values, arguments.real("eps", eps, 0.0), p).accuracy
     budgets = np.asarray(eps)
-    found = [fill(values, arguments.real("eps", e, 0.0), p).accuracy for e in budgets.flat]
+    found = [knapsack(values, arguments.real("eps", e, 0.0), p).accuracy for e in budgets.flat]
     return np.array(found).reshape(budgets.shape)

@@ -12,7 +12,7 @@ from torch import Tensor
 from art_wdro._host import classifier as host
 from art_wdro._solvers.objective import Objective
 from art_wdro.evaluation._report import Row
-from art_wdro.losses import are_probabilities, attack_objective
+from art_wdro.losses import are_probabilities
 
 
 def check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_size: int) -> list[str]:
@@ -36,7 +36,7 @@ def check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_
             )
         correct = first.argmax(1) == labels
         if correct.any():
-            objective = Objective(function, attack_objective("redlr"))
+            objective = Objective.of(function, "redlr")
             _, gradient = objective.gradient(x[correct], labels[correct])
             vanishing = (gradient.flatten(1) == 0).all(1).double().mean().item()
             if vanishing > 0.01:

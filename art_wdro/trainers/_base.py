@@ -7,11 +7,10 @@ What a minibatch does, its attack and its loss, is the subclass's.
 from __future__ import annotations
 
 import abc
-import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from art.attacks.attack import EvasionAttack
 from art.data_generators import DataGenerator
 from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
@@ -30,32 +28,54 @@ from art_wdro._ranks import apart, everywhere, is_first, shards, together
 from art_wdro._storage import checkpoint as checkpoints
 from art_wdro._storage.checkpoint import described
 from art_wdro.trainers._minibatches import Batch, Generated, Minibatches, Shuffled
-from art_wdro.trainers._replicas import replicated, synchronised_norms
-from art_wdro.trainers._run import Run, check_ranks
-from art_wdro.trainers._update import Outer, update
+from art_wdro.trainers._replicas import synchronised_norms
+from art_wdro.trainers._run import Method, Run, check_ranks
+from art_wdro.trainers._update import Updates
 from art_wdro.trainers._validation import check_validation, validation_accuracies
 
 ON_NONFINITE = ("raise", "skip")
-PARTS = {"network", "optimiser", "scheduler", "progress", "history", "best_epoch", "best", "order", "random"}
-"""What a checkpoint of training holds."""
+
+
+@dataclass(frozen=True)
+class Common:
+    """The parameters that all trainers share, checked."""
+
+    eps: float
+    p: float
+    norm: Any
+    max_iter: int
+    seed: int | None
+    verbose: bool
+    on_nonfinite: str
+    sync_batch_norm: bool
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        :raises ValueError: If a value is not allowed.
+        :raises TypeError: If a value is of the wrong type.
+        """
+        checked = {
+            "eps": arguments.real("eps", self.eps, 0.0),
+            "p": arguments.order(self.p),
+            "norm": arguments.ground_norm(self.norm),
+            "max_iter": arguments.integer("max_iter", self.max_iter, 1),
+            "seed": None if self.seed is None else arguments.seed(self.seed),
+            "verbose": arguments.flag("verbose", self.verbose),
+            "on_nonfinite": arguments.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE),
+            "sync_batch_norm": arguments.flag("sync_batch_norm", self.sync_batch_norm),
+        }
+        self.__dict__.update(checked)
 
 
 class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
-    """Train a classifier of ART in epochs of minibatches, and keep the best epoch under (W_p, l_r)."""
+    """Train a classifier of ART in epochs of minibatches, and keep the best epoch under (W_p, l_r).
+
+    What it takes from the classifier it takes anew in every call, so that a copy trains its own and a change counts.
+    """
 
     def __init__(
-        self,
-        classifier: PyTorchClassifier,
-        attack: EvasionAttack | None,
-        beta: float,
-        eps: float,
-        p: float,
-        norm: float | str,
-        max_iter: int,
-        seed: int | None,
-        verbose: bool,
-        on_nonfinite: str,
-        sync_batch_norm: bool,
+        self, classifier: PyTorchClassifier, attack: EvasionAttack | None, beta: float, common: Common
     ) -> None:
         host.require_pytorch(type(self), classifier)
         host.require_optimiser(classifier)
@@ -64,38 +84,18 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         if attack is not None and attack.targeted:
             raise ValueError(f"attack is {attack!r}; allowed is an untargeted one, since y are the true labels")
         super().__init__(classifier, attack, arguments.real("beta", beta, 0.0))
-        self._eps = arguments.real("eps", eps, 0.0)
-        self._p = arguments.order(p)
-        self._norm = arguments.ground_norm(norm)
-        self._max_iter = arguments.integer("max_iter", max_iter, 1)
-        self._seed = None if seed is None else arguments.seed(seed)
-        self._verbose = arguments.flag("verbose", verbose)
-        self._on_nonfinite = arguments.choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
-        self._sync_batch_norm = arguments.flag("sync_batch_norm", sync_batch_norm)
-        self._logits_of = host.logits_of(classifier, training=True)
+        self._common = common
         self.history: list[dict[str, Any]] = []
         self.best_epoch: int | None = None
         self.final_state: dict[str, Any] | None = None
 
     @abc.abstractmethod
-    def _begin(self, sample: Callable[[float], Iterator[Batch]] | None) -> None:
-        """Start a run: forget the last one, and take the function that draws a share of the training set."""
+    def _method(self, updates: Updates, minibatches: Minibatches) -> Method:
+        """Return what this trainer does with the minibatches of a run.
 
-    @abc.abstractmethod
-    def _step(self, x: Tensor, y: Tensor, where: str) -> dict[str, Tensor] | None:
-        """Attack a minibatch and update the network once: return its mean figures here, or None if it was skipped."""
-
-    @abc.abstractmethod
-    def _progress(self) -> dict[str, Any]:
-        """Return what a run has learnt besides weights, as tensors and plain values."""
-
-    @abc.abstractmethod
-    def _resume(self, progress: dict[str, Any]) -> None:
-        """Go on from what :meth:`_progress` returned."""
-
-    @abc.abstractmethod
-    def _finish_epoch(self) -> dict[str, Any]:
-        """Return the figures of an epoch that are no means over its samples, and None for means it may lack."""
+        :param updates: Takes a step of the outer problem.
+        :param minibatches: Where the minibatches come from.
+        """
 
     def fit(
         self,
@@ -150,7 +150,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             x, y = as_arrays(x, y)
             inputs = as_inputs(self._classifier, x)
             labels = as_labels(self._classifier, y, len(inputs)).to(inputs.device)
-        minibatches = Shuffled(inputs, labels, batch_size, drop_last, arguments.seed(self._seed))
+        minibatches = Shuffled(inputs, labels, batch_size, drop_last, arguments.seed(self._common.seed))
         self._train(minibatches, nb_epochs, scheduler, validation_data, on_epoch, checkpoint)
 
     def fit_generator(
@@ -178,13 +178,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             raise TypeError(f"generator is {generator!r}; allowed is a DataGenerator of ART")
         if generator.size is None:
             raise ValueError("generator has size None; needed is the number of samples in an epoch")
-        minibatches = Generated(self._classifier, generator, arguments.seed(self._seed))
+        minibatches = Generated(self._classifier, generator, arguments.seed(self._common.seed))
         self._train(minibatches, nb_epochs, scheduler, validation_data)
-
-    def _update(self, y: Tensor, batches: Sequence[Tensor], outer: Outer, where: str) -> dict[str, Tensor] | None:
-        """Take one step of the outer problem: return the batch's mean figures, or None if it was skipped."""
-        skip = self._on_nonfinite == "skip"
-        return update(self._classifier, self._forward, y, batches, outer, where=where, skip=skip)
 
     def _train(
         self,
@@ -201,71 +196,60 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         file = None if checkpoint is None else arguments.file("checkpoint", checkpoint)
         validation = None if validation_data is None else check_validation(self._classifier, validation_data)
         self.history, self.best_epoch, self.final_state = [], None, None
-        self._begin(minibatches.sample if minibatches.resamples else None)
+        updates = Updates(self._classifier, self._common.on_nonfinite == "skip")
+        run = Run(self._classifier, minibatches, self._method(updates, minibatches), scheduler)
         # what describes a run reads all of its data, so only who compares runs asks for it
         compared = file is not None or shards() is not None
-        run = Run(self._classifier, minibatches, scheduler)
         settings = {**self._settings(), **run.identity(validation)} if compared else {}
+        kind = type(self).__name__
         with together():
             check_ranks(settings, file)
-            saved = None if file is None else checkpoints.load(file, type(self).__name__, settings)
-        best = None if saved is None else self._restore(saved, run, nb_epochs)
-        done = len(self.history)
-        with (
-            torch.inference_mode(False),
-            host.restored(self._classifier),
-            synchronised_norms(host.network(self._classifier), shards(), self._sync_batch_norm),
-            self._replicas(),
-            tqdm(
-                total=nb_epochs * len(minibatches),
-                initial=done * len(minibatches),
-                desc=type(self).__name__,
-                disable=not (self._verbose and is_first()),
-            ) as progress,
-        ):
-            if saved is not None:
-                run.set_random_state(saved)
-            for number in range(done, nb_epochs):
-                figures = run.epoch(number, self._step, progress)
-                record = {"epoch": number, **self._finish_epoch(), **figures, **self._validate(validation)}
-                self.history.append(record)
-                run.schedule(record)
-                progress.set_postfix(
-                    {k: f"{v:.3f}" for k in ("loss", "clean_accuracy", "wp_accuracy") if (v := record[k]) is not None}
-                )
-                is_best = validation is not None and self._is_best(record)
-                if is_best:
-                    self.best_epoch, best = number, run.weights()
+            saved = None if file is None else checkpoints.load(file, kind, settings)
+        if saved is not None:
+            run.restore(saved, nb_epochs)
+        self.history, self.best_epoch = run.history, run.best_epoch
+        with self._training(updates), self._bar(nb_epochs, run, minibatches) as bar:
+            run.set_random_state()
+            for number in range(len(run.history), nb_epochs):
+                record = {**run.train(number, bar), **self._validate(validation)}
+                is_best = run.finish(record)
+                self.best_epoch = run.best_epoch
+                shown = {k: record[k] for k in ("loss", "clean_accuracy", "wp_accuracy")}
+                bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None})
                 if file is not None:
-                    self._save(file, settings, run, best)
+                    run.save(file, kind, settings)
                 if on_epoch is not None and is_first():
                     with apart():
                         on_epoch(record, is_best)
                 everywhere(None)
         if nb_epochs > 0:
             self.final_state = run.weights()
-            self.best_epoch = nb_epochs - 1 if best is None else self.best_epoch
-        if best is not None:
-            run.set_weights(best)
+            self.best_epoch = nb_epochs - 1 if run.best is None else run.best_epoch
+        if run.best is not None:
+            run.set_weights(run.best)
 
     @contextmanager
-    def _replicas(self) -> Iterator[None]:
-        """Hold the forward passes of the update for as long as training lasts.
-
-        A replica keeps the process group, and reference cycles keep the replica: they are collected here, because
-        threads of a group that nobody destroys can abort the process when it exits.
-        """
-        self._forward = replicated(host.network(self._classifier), self._logits_of, shards())
-        try:
+    def _training(self, updates: Updates) -> Iterator[None]:
+        """Change the classifier for as long as training lasts, and put back what is not trained."""
+        model = host.network(self._classifier)
+        with (
+            torch.inference_mode(False),
+            host.restored(self._classifier),
+            synchronised_norms(model, shards(), self._common.sync_batch_norm),
+            updates.replicated(),
+        ):
             yield
-        finally:
-            del self._forward
-            if shards() is not None:
-                gc.collect()
+
+    def _bar(self, nb_epochs: int, run: Run, minibatches: Minibatches) -> tqdm[Any]:
+        """Return the progress bar of a run, one tick a minibatch."""
+        count, done = len(minibatches), len(run.history)
+        silent = not (self._common.verbose and is_first())
+        return tqdm(total=nb_epochs * count, initial=done * count, desc=type(self).__name__, disable=silent)
 
     def _validate(self, data: Batch | None) -> dict[str, float | None]:
-        threat = {"p": self._p, "norm": self._norm, "eps": self._eps}
-        return validation_accuracies(self._classifier, data, **threat, max_iter=self._max_iter)
+        common = self._common
+        threat = {"p": common.p, "norm": common.norm, "eps": common.eps}
+        return validation_accuracies(self._classifier, data, **threat, max_iter=common.max_iter)
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that two runs must share to be the same, as plain values."""
@@ -275,30 +259,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             names = (name for name in attack.attack_params if name != "summary_writer")
             values = {name: described(getattr(attack, name, None)) for name in names}
             setting = [type(attack).__name__, values]
-        own = ("eps", "p", "norm", "max_iter", "seed", "on_nonfinite", "sync_batch_norm")
-        return {"attack": setting, "beta": self._beta, **{name: getattr(self, f"_{name}") for name in own}}
-
-    def _save(self, file: Path, settings: dict[str, Any], run: Run, best: dict[str, Any] | None) -> None:
-        own = {"progress": self._progress(), "history": self.history, "best_epoch": self.best_epoch, "best": best}
-        content = {**run.state(), **own}
-        if is_first():
-            checkpoints.save(file, type(self).__name__, settings, content)
-        everywhere(None)  # nobody reads before it is there
-
-    def _restore(self, saved: dict[str, Any], run: Run, nb_epochs: int) -> dict[str, Any] | None:
-        """Take over a checkpoint, and return the weights of its best epoch, if it has one."""
-        lacking = sorted(PARTS - saved.keys())
-        if lacking:
-            raise ValueError(f"checkpoint does not fit this run (it lacks {', '.join(lacking)}); give another path")
-        if len(saved["history"]) > nb_epochs:
-            raise ValueError(f"nb_epochs is {nb_epochs}; allowed is at least the checkpoint's {len(saved['history'])}")
-        run.set_state(saved, lambda: self._resume(saved["progress"]))
-        self.history, self.best_epoch = saved["history"], saved["best_epoch"]
-        best: dict[str, Any] | None = saved["best"]
-        return best
-
-    def _is_best(self, record: dict[str, Any]) -> bool:
-        return all(record["wp_accuracy"] > earlier["wp_accuracy"] for earlier in self.history[:-1])
+        common = {name: value for name, value in vars(self._common).items() if name != "verbose"}
+        return {"attack": setting, "beta": self._beta, **common}
 
 
 def _refuse_unknown(function: str, kwargs: dict[str, Any], allowed: str) -> None:

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from art_wdro._ranks import all_rows
-from art_wdro._threat.knapsack import fill
-from art_wdro.losses import as_float
+from art_wdro._threat.knapsack import knapsack
+from art_wdro.losses import as_float, margins
 
 HEAVIEST = 1.0
 """Largest weight of a sample's margin in the mean hinge; in the cross-entropy it lies between 0 and 1."""
@@ -55,7 +55,7 @@ class RunningThresholds:
         if not math.isinf(self._p):
             self._recent.append(all_rows(distances)[0].cpu())
             recent = torch.cat([*self._recent]).numpy()
-            self.values = [fill(recent, budget, self._p).threshold for budget in self._budgets]
+            self.values = [knapsack(recent, budget, self._p).threshold for budget in self._budgets]
         return self.values
 
     def state(self) -> dict[str, Any]:
@@ -127,11 +127,9 @@ def hinge_loss(
     :param p: Order of the Wasserstein distance.
     :return: A scalar tensor.
     """
-    logits = as_float(logits)
-    own = logits.gather(1, labels[:, None])[:, 0]
-    margins = logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
+    own = margins(as_float(logits), labels)
     weights = slopes_of_hinges(distances, taus, p) / slopes.clamp(min=torch.finfo(slopes.dtype).tiny)
-    moving: Tensor = (weights.clamp(max=HEAVIEST).to(margins.dtype) * margins).mean()
+    moving: Tensor = (weights.clamp(max=HEAVIEST).to(own.dtype) * own).mean()
     return moving - moving.detach() + hinges(distances, taus, p).mean().to(moving.dtype)
 
 

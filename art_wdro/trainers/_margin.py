@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,13 @@ from torch import Tensor
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
+from art_wdro._host.precision import PRECISIONS
 from art_wdro._solvers.boundary import boundary
-from art_wdro.trainers._base import FineTuner
+from art_wdro.trainers._base import Common, FineTuner
 from art_wdro.trainers._dual import RunningThresholds, dual_accuracy, hinge_loss
-from art_wdro.trainers._minibatches import Batch
+from art_wdro.trainers._minibatches import Minibatches
+from art_wdro.trainers._run import Method
+from art_wdro.trainers._update import Figures, Updates
 
 REACH = 1.3
 """How far boundary points are searched for, in tau: a little beyond it, or tau could not grow."""
@@ -90,37 +92,53 @@ class WassersteinMarginTrainer(FineTuner):
         :raises TypeError: If a value is of the wrong type.
         """
         max_iter = arguments.integer("max_iter", max_iter, 2)
-        super().__init__(classifier, None, beta, eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm)
+        common = Common(eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm)
+        super().__init__(classifier, None, beta, common)
         self._budgets = arguments.integer("budgets", budgets, 1)
         self._window = arguments.integer("window", window, 1)
-        self._precision = arguments.choice("precision", precision, tuple(host.PRECISIONS))
-        self._searched = host.logits_of(classifier, precision=self._precision)
+        self._precision = arguments.choice("precision", precision, tuple(PRECISIONS))
 
-    def _begin(self, sample: Callable[[float], Iterator[Batch]] | None) -> None:
-        self._thresholds = RunningThresholds(self._eps, self._p, self._budgets, self._window)
-
-    def _step(self, x: Tensor, y: Tensor, where: str) -> dict[str, Tensor] | None:
-        reach = REACH * max(self._thresholds.values[-1], self._eps)
-        box = host.box(self._classifier)
-        with host.evaluating(self._classifier):
-            found = boundary(self._searched, x, y, self._norm, reach=reach, max_iter=self._max_iter, box=box)
-        taus = self._thresholds.update(found.distances)
-        accuracy = dual_accuracy(found.distances, taus[-1], self._eps, self._p)
-
-        def outer(_: Tensor, at_boundary: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            loss = hinge_loss(at_boundary, y, found.distances, found.slopes, taus, self._p)
-            return self._beta * loss, {"margin_loss": loss, "train_adversarial_accuracy": accuracy}
-
-        return self._update(y, [x, found.x], outer, where)
+    def _method(self, updates: Updates, minibatches: Minibatches) -> Method:
+        return DualDescent(self, updates)
 
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {name: getattr(self, f"_{name}") for name in ("budgets", "window", "precision")}
 
-    def _progress(self) -> dict[str, Any]:
+
+class DualDescent(Method):
+    """What margin training does with the minibatches of one run."""
+
+    def __init__(self, trainer: WassersteinMarginTrainer, updates: Updates) -> None:
+        """Take the trainer's parameters, and what it needs of its classifier."""
+        self._updates, self._classifier = updates, trainer._classifier
+        self._beta, common = trainer._beta, trainer._common
+        self._eps, self._p, self._r, self._max_iter = common.eps, common.p, common.norm, common.max_iter
+        self._logits_of = host.logits_of(self._classifier, training=True, precision=trainer._precision)
+        self._box = host.box(self._classifier)
+        self._thresholds = RunningThresholds(self._eps, self._p, trainer._budgets, trainer._window)
+
+    def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
+        """Search the boundary points of a minibatch, and update the network once."""
+        reach = REACH * max(self._thresholds.values[-1], self._eps)
+        with host.evaluating(self._classifier):
+            found = boundary(self._logits_of, x, y, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
+        taus = self._thresholds.update(found.distances)
+        accuracy = dual_accuracy(found.distances, taus[-1], self._eps, self._p)
+
+        def outer(_: Tensor, at_boundary: Tensor) -> tuple[Tensor, Figures]:
+            loss = hinge_loss(at_boundary, y, found.distances, found.slopes, taus, self._p)
+            return self._beta * loss, {"margin_loss": loss, "train_adversarial_accuracy": accuracy}
+
+        return self._updates(y, [x, found.x], outer, where)
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Return the threshold of eps at the end of the epoch."""
+        return {"tau": self._thresholds.values[-1]}
+
+    def learnt(self) -> dict[str, Any]:
+        """Return the thresholds and what they were taken from."""
         return self._thresholds.state()
 
-    def _resume(self, progress: dict[str, Any]) -> None:
-        self._thresholds.set_state(progress)
-
-    def _finish_epoch(self) -> dict[str, Any]:
-        return {"tau": self._thresholds.values[-1]}
+    def relearn(self, learnt: dict[str, Any]) -> None:
+        """Go on from what :meth:`learnt` returned."""
+        self._thresholds.set_state(learnt)

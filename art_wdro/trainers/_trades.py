@@ -15,17 +15,21 @@ from torch import Tensor
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
+from art_wdro._host.precision import PRECISIONS
 from art_wdro._host.predictions import predicted_labels
-from art_wdro._ranks import count, gathering
+from art_wdro._ranks import count
 from art_wdro._solvers.ascent import Ascent, ascend, step_lengths
-from art_wdro._solvers.objective import Objective, upsilon
+from art_wdro._solvers.batches import Samples
+from art_wdro._solvers.objective import Objective, sensitivity_of
 from art_wdro._storage.checkpoint import described
 from art_wdro._threat.norms import mean_of_sums, merged_sums, power_sums
-from art_wdro.attacks._objective import objective_of
-from art_wdro.losses import PerSampleLoss
-from art_wdro.trainers._base import FineTuner
+from art_wdro._threat.threat import Threat
+from art_wdro.losses import PerSampleLoss, attack_objective
+from art_wdro.trainers._base import Common, FineTuner
 from art_wdro.trainers._consistency import CONSISTENCIES
-from art_wdro.trainers._minibatches import Batch
+from art_wdro.trainers._minibatches import Batch, Minibatches
+from art_wdro.trainers._run import Method
+from art_wdro.trainers._update import Figures, Updates
 from art_wdro.trainers._upsilon import RunningUpsilon, batch_budget
 
 ATTACK_LABELS = ("true", "predicted")
@@ -110,111 +114,130 @@ class DistributionalTRADESTrainer(FineTuner):
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
         """
-        super().__init__(classifier, attack, beta, eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm)
+        common = Common(eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm)
+        super().__init__(classifier, attack, beta, common)
         self._gamma = arguments.real("gamma", gamma, 0.0)
         self._eta = arguments.real("eta", eta, 0.0, 1.0, open_low=True)
         self._upsilon = arguments.choice("upsilon", upsilon, UPSILON_ESTIMATES)
         self._sample_fraction = arguments.real("sample_fraction", sample_fraction, 0.0, 1.0, open_low=True)
-        self._consistency = CONSISTENCIES[arguments.choice("consistency", consistency, tuple(CONSISTENCIES))]
+        self._consistency = arguments.choice("consistency", consistency, tuple(CONSISTENCIES))
         self._attack_label = arguments.choice("attack_label", attack_label, ATTACK_LABELS)
         self._window = arguments.integer("window", window, 1)
-        step = None if eps_step is None else arguments.real("eps_step", eps_step, 0.0, open_low=True)
-        relative = 1 / self._max_iter if step is None or self._eps == 0 else step / self._eps
-        self._steps = step_lengths(relative, self._max_iter)
-        self._precision = arguments.choice("precision", precision, tuple(host.PRECISIONS))
-        self._loss, self._consistency_name = loss, consistency
-        self._objective = objective_of(classifier, loss, precision=self._precision)
-        self._pointwise = objective_of(classifier, "ce", precision=self._precision)
+        self._eps_step = None if eps_step is None else arguments.real("eps_step", eps_step, 0.0, open_low=True)
+        self._precision = arguments.choice("precision", precision, tuple(PRECISIONS))
+        self._loss = loss
+        attack_objective(loss)
 
-    def _begin(self, sample: Callable[[float], Iterator[Batch]] | None) -> None:
-        self._running = RunningUpsilon(self._eta, self._p, self._window)
-        self._budgets: Tensor | None = None  # power sums of the eps_B so far
-        self._sample = sample
-        if self._attack is None and self._upsilon == "resample" and sample is None:
+    def _method(self, updates: Updates, minibatches: Minibatches) -> Method:
+        return AlgorithmOne(self, updates, minibatches)
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("gamma", "eta", "upsilon", "sample_fraction", "attack_label", "window", "precision", "consistency")
+        own = {name: getattr(self, f"_{name}") for name in names}
+        loss = self._loss if isinstance(self._loss, str) else described(self._loss)
+        return super()._settings() | own | {"loss": loss, "steps": self._steps()}
+
+    def _steps(self) -> list[float]:
+        """Return the lengths of the attack's steps, relative to the budget."""
+        eps, count = self._common.eps, self._common.max_iter
+        return step_lengths(1 / count if self._eps_step is None or eps == 0 else self._eps_step / eps, count)
+
+
+class AlgorithmOne(Method):
+    """What Algorithm 1 does with the minibatches of one run."""
+
+    def __init__(self, trainer: DistributionalTRADESTrainer, updates: Updates, minibatches: Minibatches) -> None:
+        """Take the trainer's parameters, and what it needs of its classifier.
+
+        :raises ValueError: If Upsilon is to be resampled from a generator that shows one batch at a time.
+        """
+        if trainer._attack is None and trainer._upsilon == "resample" and not minibatches.resamples:
             raise ValueError(
                 "upsilon is 'resample', which draws from the whole training set, and the generator shows one batch "
                 "at a time; allowed are a NumpyDataGenerator, or upsilon='streaming'"
             )
+        self._of, self._updates, self._minibatches = trainer, updates, minibatches
+        self._classifier: PyTorchClassifier = trainer._classifier
+        self._eps, self._p, self._r = trainer._common.eps, trainer._common.p, trainer._common.norm
+        self._steps, self._consistency = trainer._steps(), CONSISTENCIES[trainer._consistency]
+        logits_of = host.logits_of(self._classifier, training=True, precision=trainer._precision)
+        self._objective, self._pointwise = Objective.of(logits_of, trainer._loss), Objective.of(logits_of, "ce")
+        self._box = host.box(self._classifier)
+        self._running = RunningUpsilon(trainer._eta, self._p, trainer._window)
+        self._budgets: Tensor | None = None  # power sums of the eps_B so far
 
-    def _step(self, x: Tensor, y: Tensor, where: str) -> dict[str, Tensor] | None:
+    def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
+        """Attack a minibatch with its share of the budget, and update the network once."""
         with host.evaluating(self._classifier):
-            adversarial = self._perturb(x, y)
-            batches = [x, adversarial]
-            if self._gamma > 0:
+            batches = [x, self._perturb(x, y)]
+            if self._of._gamma > 0:
                 batches.append(self._ascend(self._pointwise, x, y, math.inf, self._eps).x)
 
-        def outer(clean: Tensor, attacked: Tensor, *pointwise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def outer(clean: Tensor, attacked: Tensor, *pointwise: Tensor) -> tuple[Tensor, Figures]:
             figures = {"consistency_loss": self._consistency(clean, attacked)}
-            loss = self._beta * figures["consistency_loss"]
+            loss = self._of._beta * figures["consistency_loss"]
             for logits in pointwise:
                 figures["pointwise_loss"] = self._consistency(clean, logits)
-                loss = loss + self._gamma * figures["pointwise_loss"]
+                loss = loss + self._of._gamma * figures["pointwise_loss"]
             figures["train_adversarial_accuracy"] = (attacked.argmax(1) == y).double().mean()
             return loss, figures
 
-        return self._update(y, batches, outer, where)
+        return self._updates(y, batches, outer, where)
 
-    def _settings(self) -> dict[str, Any]:
-        names = ("gamma", "eta", "upsilon", "sample_fraction", "attack_label", "window", "precision")
-        own = {name: getattr(self, f"_{name}") for name in names}
-        loss = self._loss if isinstance(self._loss, str) else described(self._loss)
-        return super()._settings() | own | {"loss": loss, "consistency": self._consistency_name, "steps": self._steps}
-
-    def _progress(self) -> dict[str, Any]:
-        return self._running.state()
-
-    def _resume(self, progress: dict[str, Any]) -> None:
-        self._running.set_state(progress, self._classifier.device)
-
-    def _finish_epoch(self) -> dict[str, Any]:
+    def finish_epoch(self) -> dict[str, Any]:
+        """Return Upsilon at the end of the epoch, and the p-mean of its budgets over eps."""
         ratio = None
         if self._budgets is not None and self._eps > 0:
             ratio = mean_of_sums(self._budgets, self._p).item() / self._eps
         self._budgets = None
-        upsilon = None if self._running.value is None else self._running.value.item()
-        return {"upsilon": upsilon, "budget_ratio": ratio, "pointwise_loss": None}
+        value = None if self._running.value is None else self._running.value.item()
+        return {"upsilon": value, "budget_ratio": ratio, "pointwise_loss": None}
+
+    def learnt(self) -> dict[str, Any]:
+        """Return Upsilon and what it was estimated from."""
+        return self._running.state()
+
+    def relearn(self, learnt: dict[str, Any]) -> None:
+        """Go on from what :meth:`learnt` returned."""
+        self._running.set_state(learnt, self._classifier.device)
 
     def _perturb(self, x: Tensor, y: Tensor) -> Tensor:
         """Solve the inner problem: attack a minibatch with its share of the budget."""
-        if self._attack is not None:
-            labels = None if self._attack_label == "predicted" else y.cpu().numpy()
-            array = self._attack.generate(x.cpu().numpy(), y=labels)
+        attack = self._of._attack
+        if attack is not None:
+            labels = None if self._of._attack_label == "predicted" else y.cpu().numpy()
+            array = attack.generate(x.cpu().numpy(), y=labels)
             return torch.as_tensor(array, dtype=x.dtype, device=x.device)
-        if self._upsilon == "resample":
-            self._running.update(upsilon(self._objective, self._labelled_sample(), self._p, self._norm, gathering()))
+        if self._of._upsilon == "resample":
+            self._running.update(sensitivity_of(self._objective, self._labelled_sample(), self._p, self._r))
         whole = count(len(x))
         ascent = self._ascend(self._objective, x, self._labels(x, y), self._p, lambda own: self._budget(own, whole))
         sums = power_sums(ascent.budget[None], self._p, ascent.budget.new_tensor([whole]))
         self._budgets = sums if self._budgets is None else merged_sums(torch.stack([self._budgets, sums]), self._p)
         return ascent.x
 
-    def _budget(self, own: Tensor, count: int) -> Tensor:
-        whole = self._running.stream(own, count) if self._upsilon == "streaming" else self._running.value
+    def _budget(self, own: Tensor, samples: int) -> Tensor:
+        """Return eps_B from Upsilon_B of a minibatch of so many samples."""
+        whole = self._running.stream(own, samples) if self._of._upsilon == "streaming" else self._running.value
         assert whole is not None
         return batch_budget(self._eps, own, whole, self._p)
 
     def _labelled_sample(self) -> Iterator[Batch]:
-        assert self._sample is not None
-        for x, y in self._sample(self._sample_fraction):
+        for x, y in self._minibatches.sample(self._of._sample_fraction):
             x, y = x.to(self._classifier.device), y.to(self._classifier.device)
             yield x, self._labels(x, y)
 
     def _labels(self, x: Tensor, y: Tensor) -> Tensor:
-        return predicted_labels(self._classifier, x, len(x)) if self._attack_label == "predicted" else y
+        return predicted_labels(self._classifier, x, len(x)) if self._of._attack_label == "predicted" else y
 
     def _ascend(
         self, objective: Objective, x: Tensor, labels: Tensor, p: float, budget: float | Callable[[Tensor], Tensor]
     ) -> Ascent:
         return ascend(
             objective,
-            x,
-            labels,
-            p=p,
-            r=self._norm,
+            Samples(x, labels, self._box, batch_size=len(x)),
+            Threat(p, self._r, self._box),
             budget=budget,
             steps=self._steps,
-            box=host.box(self._classifier),
-            batch_size=len(x),
             keep_best=False,
-            gather=gathering(),
         )

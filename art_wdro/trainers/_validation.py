@@ -11,9 +11,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch.utils.data import DataLoader, Dataset
 
 from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
+from art_wdro._host.predictions import accuracy_left, warn_of_probabilities
 from art_wdro._ranks import mine, shards
 from art_wdro.attacks._pgd import WassersteinPGD
-from art_wdro.evaluation._accuracy import adversarial_accuracy
 from art_wdro.trainers._minibatches import Batch
 
 
@@ -39,11 +39,15 @@ def validation_accuracies(
     """Measure clean, W_inf and W_p accuracy, with attacks stronger than the training's; None without data."""
     if data is None:
         return dict.fromkeys(("clean_accuracy", "winf_accuracy", "wp_accuracy"))
+    x, labels = data
     threat: dict[str, Any] = {"norm": norm, "eps": eps, "max_iter": max_iter, "verbose": False}
     pointwise = WassersteinPGD(classifier, p=math.inf, loss="ce", **threat)
     distributional = WassersteinPGD(classifier, p=p, **threat)
-    return {
-        "clean_accuracy": adversarial_accuracy(classifier, *data, eps=0.0),
-        "winf_accuracy": adversarial_accuracy(classifier, *data, pointwise),
-        "wp_accuracy": adversarial_accuracy(classifier, *data, distributional),
+    size = distributional.batch_size
+    warn_of_probabilities(classifier, x, size)
+    points = {
+        "clean_accuracy": x,
+        "winf_accuracy": pointwise.attack_tensors(x, labels),
+        "wp_accuracy": distributional.attack_tensors(x, labels),
     }
+    return {name: accuracy_left(classifier, x, moved, labels, None, size) for name, moved in points.items()}

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""What all solvers take, samples and where they may move, and the one driver of those that search sample by sample."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from art_wdro._storage.arrays import Rows, parts, staged
+from art_wdro._storage.checkpoint import Checkpoint
+from art_wdro._threat.threat import Box
+
+T = TypeVar("T")
+LogitsOf = Callable[[Tensor], Tensor]
+"""Maps inputs (N, ...) to logits (N, K), sample by sample, differentiably."""
+Bar = Callable[[Iterable[T]], Iterable[T]]
+"""Wraps an iteration, for a progress bar."""
+log = logging.getLogger("art_wdro")
+
+
+def silent(items: Iterable[T]) -> Iterable[T]:
+    """Iterate without a progress bar."""
+    return items
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A data set, and where its samples may move.
+
+    :param x: Inputs, (N, ...), inside the box, on the device that computes or on the host.
+    :param labels: Class indices, (N,), on the device that computes.
+    :param box: Bounds of the inputs, or None.
+    :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
+    :param batch_size: Samples in one forward and backward pass.
+    """
+
+    x: Tensor
+    labels: Tensor
+    box: Box | None = None
+    mask: Tensor | None = None
+    batch_size: int = 128
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes."""
+        return self.labels.device
+
+    def rows(self) -> Rows:
+        """Return the inputs, read some rows at a time on the device that computes."""
+        return Rows(self.x, self.device).pinned()
+
+    def movable(self) -> Rows | None:
+        """Return the mask likewise, if there is one."""
+        return None if self.mask is None else Rows(self.mask, self.device).pinned()
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    :param distances: l_r distance of every sample to the point found, (N,), float64; 0 where the sample is
+        misclassified already, inf where no point of another class was found.
+    :param points: The points, shaped as the inputs; a misclassified sample itself.
+    :param gradients: Gradient evaluations, summed over the samples.
+    """
+
+    distances: Tensor
+    points: Tensor
+    gradients: int
+
+
+def search_in_batches(
+    search: Callable[..., Found],
+    logits_of: LogitsOf,
+    samples: Samples,
+    r: float,
+    *,
+    checkpoint: Checkpoint | None = None,
+    bar: Bar[Tensor] = silent,
+) -> Found:
+    """Search for a point of another class of every sample that is classified correctly, one batch after another.
+
+    No sample depends on its batch. What is found is saved on the way, and a search that was cut off goes on from it.
+
+    :param search: Searches for one batch; takes the fields of :class:`Margins`.
+    :param logits_of: Maps inputs to logits.
+    :param samples: The data set.
+    :param r: Exponent of the ground norm.
+    :param checkpoint: Where to save what is found, and to go on from.
+    :param bar: Wraps the iteration over batches.
+    :return: What was found of the whole data set.
+    """
+    data, movable, size = samples.rows(), samples.movable(), samples.batch_size
+    distances = torch.zeros(len(data), dtype=torch.float64, device=data.device)
+    points = data.clone()
+    gradients = done = 0
+    chosen = standing_samples(logits_of, data, samples.labels, size)
+    saved = None if checkpoint is None else checkpoint.load()
+    if saved is not None:
+        done, gradients, distances = saved["done"], saved["gradients"], saved["distances"].to(distances)
+        chosen = saved["chosen"].to(chosen)  # a near-tie may change sides on another machine
+        points.fill(saved["points"])
+
+    def state() -> dict[str, Any]:
+        figures = {"done": number + 1, "gradients": gradients, "distances": distances, "chosen": chosen}
+        return figures | {"points": points.whole()}
+
+    for number, rows in enumerate(bar([chosen[part] for part in parts(len(chosen), size)])):
+        if number < done:
+            continue
+        mask = None if movable is None else movable[rows]
+        found = search(logits_of, data[rows], samples.labels[rows], r, samples.box, mask)
+        distances[rows], points[rows] = found.distances, found.points
+        gradients += found.gradients
+        if log.isEnabledFor(logging.DEBUG):
+            reached = torch.isfinite(found.distances)
+            log.debug(
+                "batch %d: %d of %d samples reach another class, at %.4g on average, with %d gradients",
+                number,
+                reached.sum(),
+                len(rows),
+                found.distances[reached].mean(),
+                found.gradients,
+            )
+        if checkpoint is not None:
+            checkpoint.offer(state)
+    return Found(distances, points.whole(), gradients)
+
+
+def standing_samples(logits_of: LogitsOf, data: Rows, labels: Tensor, batch_size: int) -> Tensor:
+    """Return the indices of the samples that are classified correctly."""
+    standing = torch.zeros_like(labels, dtype=torch.bool)
+    with torch.no_grad():
+        for rows, points in staged(parts(len(data), batch_size), data):
+            standing[rows] = logits_of(points).argmax(1) == labels[rows]
+    return standing.nonzero()[:, 0]
