@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What holds for the package as a whole: one version, private attributes in two modules, light imports, typed use."""
+"""What holds for the package as a whole: one version, private attributes in two modules, light imports, habits."""
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
 import subprocess
@@ -15,9 +14,9 @@ from click.testing import CliRunner
 
 import art_wdro
 from art_wdro._cli.main import cli
+from tests.sources import SOURCES
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted((ROOT / "art_wdro").rglob("*.py"))
 
 
 def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -64,15 +63,3 @@ def test_without_click_the_version_is_printed_and_a_command_says_what_to_install
     done = subprocess.run([*command, "demo"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1
     assert done.stderr == "the command line needs click: pip install 'art-wdro[cli]'\n"
-
-
-def test_every_folder_has_its_layer_and_its_line_in_contributing():
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    layers = set(re.findall(r"art_wdro\.(\w+)", config["importlinter:contract:floors"]["layers"]))
-    entries = {
-        path.stem for path in (ROOT / "art_wdro").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
-    assert layers == entries - {"__init__"}
-    described = set(re.findall(r"`(\w+)/?`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
-    assert entries - {"__init__", "__main__", "_version"} <= described
