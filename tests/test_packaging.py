@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -11,10 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from click.testing import CliRunner
+from packaging.version import Version
 
 import art_wdro
 from art_wdro._cli.main import cli
-from tests.sources import SOURCES
+from tests.sources import SOURCES, tree
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,3 +65,29 @@ def test_without_click_the_version_is_printed_and_a_command_says_what_to_install
     done = subprocess.run([*command, "demo"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1
     assert done.stderr == "the command line needs click: pip install 'art-wdro[cli]'\n"
+
+
+def test_the_changelog_leads_up_to_the_version():
+    found = re.findall(r"^## \[(.*?)\](.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert found[0] == ("Unreleased", "")
+    assert all(re.fullmatch(r" - \d{4}-\d\d-\d\d", date) for _, date in found[1:])
+    released = [Version(number) for number, _ in found[1:]]
+    assert released == sorted(set(released), reverse=True)
+    assert Version(art_wdro.__version__) >= released[0]
+
+
+def test_before_a_commit_the_linters_of_make_run():
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    wanted = re.findall(r"^\t\$\(BIN\)/(.*)$", lint[1], re.M)
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"^ +entry: \.venv/bin/(.*)$", hooks, re.M) == wanted
+
+
+def test_no_file_runs_code_by_being_unpickled():
+    nodes = [node for file in SOURCES for node in ast.walk(tree(file))]
+    loads = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    assert loads
+    assert all("weights_only=True" in map(ast.unparse, node.keywords) for node in loads)
+    assert not [node for node in nodes if isinstance(node, ast.keyword) and node.arg == "allow_pickle"]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert not names & {"pickle", "dill", "cloudpickle", "joblib"}
