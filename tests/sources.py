@@ -21,7 +21,9 @@ def names(statement: ast.stmt) -> set[str]:
     """What a statement defines."""
     if isinstance(statement, (ast.ClassDef, Function)):
         return {statement.name}
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", statement)]
+    targets: list[ast.expr] = statement.targets if isinstance(statement, ast.Assign) else []
+    if isinstance(statement, ast.AnnAssign):
+        targets = [statement.target]
     return {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
 
 
