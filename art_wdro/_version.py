@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: MIT
 """The version, here alone."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
 
+ADDS_UP = 1e-4
+"""How far from 1 the sum of a row of probabilities may be."""
+
 DENOMINATOR_FLOOR = 1e-6
 """Floor of z_(1) - z_(3): a near-tie must not blow one sample's gradient up into the whole budget."""
 
@@ -257,7 +260,7 @@ def are_probabilities(outputs: Tensor) -> bool:
     """Tell whether what should be logits, (N, K), are probabilities: in [0, 1], with rows that add up to 1."""
     outputs = outputs.double()
     inside = bool(((outputs >= 0) & (outputs <= 1)).all())
-    return inside and torch.allclose(outputs.sum(1), outputs.new_ones(()), atol=1e-4)
+    return inside and torch.allclose(outputs.sum(1), outputs.new_ones(()), atol=ADDS_UP)
 
 
 def as_float(logits: Tensor) -> Tensor:

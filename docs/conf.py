@@ -27,6 +27,7 @@ include_patterns = [
     "tests/art_suite/README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "SECURITY.md",
 ]
 exclude_patterns = [".*", "build", "dist", "runs", "*.egg-info", "docs/conf.py", "docs/draw_threat_model.py", "docs/_*"]
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "myst_nb"]

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The documentation holds: snippets run, links lead somewhere, commands exist, the reference is complete."""
+"""The documentation holds: snippets run, links lead somewhere, commands exist, names and numbers are complete."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import shlex
 import socket
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import art_wdro
 from art_wdro import functional
 from art_wdro._cli.main import cli
 from tests.conftest import digits, make_classifier
+from tests.sources import PACKAGE, SOURCES, Function, definition, names, tree
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -133,3 +136,45 @@ def test_snippets_were_found():
     howto = {str(page.relative_to(ROOT)) for page in ROOT.glob("docs/howto/*.md")}
     assert pages >= howto | {"README.md", "docs/index.md", "docs/certificates.md"}
     assert len(howto) == 6
+
+
+NUMBERS = re.findall(
+    r"^\| `([\w.]+)` \| `([\w/]+\.py)` \| `([^`]+)` \|", (ROOT / "docs/numerics.md").read_text(encoding="utf-8"), re.M
+)
+"""Name, file and value of every row of the tables of numbers."""
+
+
+def constants(file: Path) -> dict[str, float]:
+    """The numbers that a module of the package holds under names in capitals."""
+    if file.stem == "__main__":
+        return {}
+    module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    defined = {name for statement in tree(file).body for name in names(statement) if name.isupper()}
+    return {name: value for name in defined if type(value := getattr(module, name, None)) in (int, float)}
+
+
+@pytest.mark.parametrize(("name", "file", "value"), NUMBERS)
+def test_a_number_of_the_numerics_page(name, file, value):
+    known = constants(PACKAGE / file)
+    if name in known:
+        assert known[name] == eval(value, {"__builtins__": {}})
+    else:
+        assert value in definition(PACKAGE / file, name)
+
+
+def test_every_constant_is_on_the_numerics_page():
+    found = {(name, str(file.relative_to(PACKAGE))) for file in SOURCES for name in constants(file)}
+    assert found - {("FORMAT", "_storage/checkpoint.py")} <= {(name, file) for name, file, _ in NUMBERS}
+
+
+def test_no_tolerance_is_without_a_name_or_a_row():
+    figures = [file for file in SOURCES if file.parent.name not in ("_cli", "_reproduction", "_sources")]
+    functions = [(file, node) for file in figures for node in ast.walk(tree(file)) if isinstance(node, Function)]
+    small = {
+        (str(file.relative_to(PACKAGE)), node.value)
+        for file, function in functions
+        for statement in function.body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Constant) and isinstance(node.value, float) and 0 < abs(node.value) < 0.1
+    }
+    assert small <= {(file, float(value)) for _, file, value in NUMBERS if re.fullmatch(r"[\d.e-]+", value)}

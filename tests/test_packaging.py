@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What holds for the package as a whole: one version, private attributes in two modules, light imports, typed use."""
+"""What holds for the package as a whole: one version, private attributes in two modules, light imports, habits."""
 
 from __future__ import annotations
 
-import configparser
+import ast
 import os
 import re
 import subprocess
@@ -12,12 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from click.testing import CliRunner
+from packaging.version import Version
 
 import art_wdro
 from art_wdro._cli.main import cli
+from tests.sources import SOURCES, tree
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted((ROOT / "art_wdro").rglob("*.py"))
 
 
 def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -66,13 +67,27 @@ def test_without_click_the_version_is_printed_and_a_command_says_what_to_install
     assert done.stderr == "the command line needs click: pip install 'art-wdro[cli]'\n"
 
 
-def test_every_folder_has_its_layer_and_its_line_in_contributing():
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    layers = set(re.findall(r"art_wdro\.(\w+)", config["importlinter:contract:floors"]["layers"]))
-    entries = {
-        path.stem for path in (ROOT / "art_wdro").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
-    assert layers == entries - {"__init__"}
-    described = set(re.findall(r"`(\w+)/?`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
-    assert entries - {"__init__", "__main__", "_version"} <= described
+def test_the_changelog_leads_up_to_the_version():
+    found = re.findall(r"^## \[(.*?)\](.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert found[0] == ("Unreleased", "")
+    assert all(re.fullmatch(r" - \d{4}-\d\d-\d\d", date) for _, date in found[1:])
+    released = [Version(number) for number, _ in found[1:]]
+    assert released == sorted(set(released), reverse=True)
+    assert Version(art_wdro.__version__) >= released[0]
+
+
+def test_before_a_commit_the_linters_of_make_run():
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    wanted = re.findall(r"^\t\$\(BIN\)/(.*)$", lint[1], re.M)
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"^ +entry: \.venv/bin/(.*)$", hooks, re.M) == wanted
+
+
+def test_no_file_runs_code_by_being_unpickled():
+    nodes = [node for file in SOURCES for node in ast.walk(tree(file))]
+    loads = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    assert loads
+    assert all("weights_only=True" in map(ast.unparse, node.keywords) for node in loads)
+    assert not [node for node in nodes if isinstance(node, ast.keyword) and node.arg == "allow_pickle"]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert not names & {"pickle", "dill", "cloudpickle", "joblib"}

@@ -23,6 +23,8 @@ ROUNDED = 1e-11
 """Relative change over the box below which a unit is where it is, up to rounding."""
 CUTS = 30
 """Planes that a round ball is cut with, at most."""
+LEAST_SECONDS = 0.01
+"""Time that a linear programme is given even where none is left: a negative limit would be none to the solver."""
 
 
 class Cell:
@@ -70,7 +72,7 @@ class Cell:
         objective = np.append(np.zeros(len(lower)), -1.0)
         room, x = 0.0, centre
         for _ in range(CUTS):
-            left = max(0.01, deadline - time.monotonic())
+            left = max(LEAST_SECONDS, deadline - time.monotonic())
             given = np.column_stack([matrix, np.ones(len(matrix))])
             found = linprog(objective, given, limits, bounds=bounds, method="highs", options={"time_limit": left})
             if found.status != 0:

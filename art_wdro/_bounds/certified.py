@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from art_wdro._bounds.crown import output_bounds
-from art_wdro._bounds.intervals import Ball, Interval
+from art_wdro._bounds.intervals import DIVISOR_FLOOR, Ball, Interval
 from art_wdro._bounds.jacobians import jacobians, propagate
 from art_wdro._bounds.layers import Node
 from art_wdro._bounds.operator_norms import JacobianNorms
@@ -22,8 +22,14 @@ PRECISE = 0.01
 """Relative width from which a radius counts as found."""
 NEAR = 1e-4
 """Radius, relative to the largest, from which the slope of the bounds is taken."""
+SHORTEST = 0.05
+"""Least step of the search, in widths of the interval that is left."""
 AT_ONCE = 256
 """Pairs of classes whose Jacobians are bounded in one pass."""
+LEAST_POWER, LARGEST_POWER, MULTIPLIERS = -6, 3, 1000
+"""The multipliers that the dual tries: powers of ten, in units of the Lipschitz constant, and how many."""
+LARGEST_EXPONENT = 700.0
+"""Largest x for which e^x is computed: float64 ends at 709."""
 
 
 def class_pairs(classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +97,7 @@ def certain_radii(nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: 
     standing = at_low > 0
     by_norms = (at_centre / constants[labels].gather(1, others)).amin(1)
     slopes = (at_centre - bounds(NEAR * largest, standing)) / (NEAR * largest)[:, None]
-    guess = (at_centre / slopes.clamp(min=1e-300)).amin(1).clamp(max=largest)
+    guess = (at_centre / slopes.clamp(min=DIVISOR_FLOOR)).amin(1).clamp(max=largest)
     high, at_high = largest.clone(), torch.full_like(largest, -math.inf)
     for turn in range(TURNS):
         open_ = standing & (high - low > PRECISE * low)
@@ -100,7 +106,7 @@ def certain_radii(nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: 
         width = high - low
         crossing = low + width * at_low / (at_low - at_high)
         radius = guess if turn == 0 else torch.where(torch.isfinite(at_high), crossing, torch.minimum(2 * low, high))
-        radius = torch.minimum(torch.maximum(radius, low + 0.05 * width), high)
+        radius = torch.minimum(torch.maximum(radius, low + SHORTEST * width), high)
         found = bounds(radius, open_).amin(1)
         holds = found > 0
         # an end that stays twice gets half its value, so that the other one moves too
@@ -148,9 +154,10 @@ def worst_mean(worst: Tensor, radii: Tensor, losses: Tensor, constant: float, ep
     enough = torch.minimum(torch.maximum((worst - losses[:, None]) / constant, inner), radii)
     bounds = [worst[:, -1].mean().item()]
     # the best multiplier for the Lipschitz constant alone is constant / p
-    for multiplier in (constant * torch.logspace(-6, 3, 1000, dtype=torch.float64)).tolist():
+    multipliers = constant * torch.logspace(LEAST_POWER, LARGEST_POWER, MULTIPLIERS, dtype=torch.float64)
+    for multiplier in multipliers.tolist():
         if p > 1:
-            steepest = math.exp(min(700.0, math.log(constant / (multiplier * p)) / (p - 1)))
+            steepest = math.exp(min(LARGEST_EXPONENT, math.log(constant / (multiplier * p)) / (p - 1)))
         else:
             steepest = math.inf if constant > multiplier else 0.0
         distance = torch.minimum(torch.maximum(radii.new_tensor(steepest), inner), enough)

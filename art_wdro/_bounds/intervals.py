@@ -20,6 +20,9 @@ WIDENING = 1e-11
 INWARD = 1 - 1e-6
 """How far towards the border points of a ball go."""
 
+DIVISOR_FLOOR = 1e-300
+"""Floor of a divisor that may be 0, far below any length or slope: the quotient is clamped in its turn."""
+
 
 class Interval(NamedTuple):
     """Bounds of numbers, two tensors of one shape."""
@@ -84,7 +87,7 @@ class Ball(NamedTuple):
 
     def pulled(self, x: Tensor) -> Tensor:
         """Pull points into the ball, along the line to its centre, and a little inside the box."""
-        scale = (self.radius / sample_norms(x - self.centre, self.r).clamp(min=1e-300)).clamp(max=1.0)
+        scale = (self.radius / sample_norms(x - self.centre, self.r).clamp(min=DIVISOR_FLOOR)).clamp(max=1.0)
         x = self.centre + (x - self.centre) * scale.view(-1, *[1] * (x.dim() - 1))
         x = torch.minimum(torch.maximum(x, self.box.lower), self.box.upper)
         return self.centre + (x - self.centre) * INWARD

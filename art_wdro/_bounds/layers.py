@@ -18,6 +18,9 @@ Map = Callable[[Tensor], Tensor]
 Pull = Callable[[Tensor, torch.Size], Tensor]
 """From what a map's output is multiplied with, (N, ...), and the shape of one input, to the same for its input."""
 
+SOFTPLUS_THRESHOLD = 20
+"""Least threshold of a Softplus with bounds: torch jumps to the identity there, by less than float32 rounds."""
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -166,9 +169,11 @@ def _hardtanh(low: float, high: float) -> Activation:
 
 
 def _softplus(beta: float, threshold: float) -> Activation:
-    """Return log(1 + e^(beta x)) / beta; torch jumps to x at the threshold, from 20 on by less than float32 rounds."""
-    if threshold < 20:
-        raise ValueError(f"the network holds Softplus with threshold={threshold:g}; allowed is 20 or more")
+    """Return log(1 + e^(beta x)) / beta; torch jumps to x at the threshold."""
+    if threshold < SOFTPLUS_THRESHOLD:
+        raise ValueError(
+            f"the network holds Softplus with threshold={threshold:g}; allowed is {SOFTPLUS_THRESHOLD} or more"
+        )
     return Activation(
         lambda x: torch.logaddexp(beta * x, torch.zeros_like(x)) / beta, lambda x: torch.sigmoid(beta * x)
     )

@@ -22,6 +22,9 @@ from art_wdro._threat.norms import dual_exponent, sample_norms
 DENSE = 2**25
 """Entries of the largest matrix whose spectral norm is computed; beyond, a bound by row and column sums serves."""
 
+GRAM_ROUNDING = 1e-12
+"""Error of the largest eigenvalue of a Gram matrix, relative to its largest row sum, for each of its rows."""
+
 OPERATOR_NORMS = (1.0, 2.0, math.inf)
 """Exponents for which operator norms are bounded; other ground norms are compared with these."""
 OperatorNorms = dict[int, dict[float, float]]
@@ -79,7 +82,7 @@ def _norms_of(operation: Affine, shape: torch.Size) -> dict[float, float]:
 def _spectral_norm(columns: Tensor) -> float:
     matrix = columns.flatten(1)
     gram = matrix.T @ matrix if matrix.shape[0] > matrix.shape[1] else matrix @ matrix.T
-    rounding = 1e-12 * len(gram) * gram.abs().sum(1).max().item()
+    rounding = GRAM_ROUNDING * len(gram) * gram.abs().sum(1).max().item()
     return math.sqrt(torch.linalg.eigvalsh(gram)[-1].clamp(min=0.0).item() + rounding)
 
 

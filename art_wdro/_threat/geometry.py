@@ -20,6 +20,8 @@ SIGN_NORMS = (1.0, math.inf)
 """Those whose steepest direction is made of -1, 0 and 1."""
 BISECTIONS = 24
 """Halvings of an interval until its float32 numbers are exhausted."""
+FULL = 1e-6
+"""Distance from its bound, in widths of the box, within which a coordinate is full: it may be float32 noise."""
 
 
 def movable_coordinates(x: Tensor, gradient: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -32,7 +34,7 @@ def movable_coordinates(x: Tensor, gradient: Tensor, lower: Tensor, upper: Tenso
     :param lower: Lower bounds, broadcastable to `x`; -inf for none.
     :param upper: Upper bounds, broadcastable to `x`; inf for none.
     """
-    slack = ((upper - lower) * 1e-6).nan_to_num(posinf=0.0)
+    slack = ((upper - lower) * FULL).nan_to_num(posinf=0.0)
     return ((gradient > 0) & (x < upper - slack)) | ((gradient < 0) & (x > lower + slack))
 
 

@@ -25,6 +25,10 @@ FEW_WEIGHTS = 2**20
 """Weights of a network up to which it looks."""
 PROBES = 16
 """Inputs on which the traced network is compared with the classifier, at random and of the data."""
+SAME = 1e-3
+"""Difference of logits, relative to each and to the largest, up to which the two are the same function in float32."""
+BEYOND = 1e-9
+"""How far beyond a box's corners, relatively, a ball around all of it reaches, for what float64 rounds away."""
 
 
 def certified_problem(
@@ -54,8 +58,8 @@ def traced_graph(classifier: PyTorchClassifier, box: Interval, x: Tensor | None 
             traced = torch.cat([run(nodes, probe[None].double())[-1] for probe in probes])
     except RuntimeError as error:
         raise ValueError(f"classifier's network cannot be followed: {error}") from error
-    tolerance = 1e-3 * given.abs().max().item()
-    if traced.shape != given.shape or not torch.allclose(traced, given, rtol=1e-3, atol=tolerance):
+    tolerance = SAME * given.abs().max().item()
+    if traced.shape != given.shape or not torch.allclose(traced, given, rtol=SAME, atol=tolerance):
         raise ValueError("classifier computes something else than the layers that torch.fx finds in its network")
     return nodes
 
@@ -78,7 +82,7 @@ def balls_around(centres: Tensor, radii: Tensor, r: float, box: Interval) -> Bal
 
 def radius_of(extent: Tensor, r: float) -> Tensor:
     """Return a radius that reaches all of a box of this extent."""
-    size: Tensor = torch.linalg.vector_norm(extent.flatten(), r) * (1 + 1e-9)
+    size: Tensor = torch.linalg.vector_norm(extent.flatten(), r) * (1 + BEYOND)
     return size
 
 

@@ -14,6 +14,11 @@ from art_wdro._solvers.objective import Objective
 from art_wdro.evaluation._report import Row
 from art_wdro.losses import are_probabilities
 
+SAME, SAME_OF_LARGEST = 1e-4, 1e-5
+"""Difference of two passes' logits, relative to each and to the largest, up to which the network is not random."""
+FLAT = 0.01
+"""Share of the correctly classified samples that may have no gradient."""
+
 
 def check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_size: int) -> list[str]:
     """Look for what makes an evaluation meaningless, on one batch.
@@ -30,7 +35,7 @@ def check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_
             found.append("the classifier puts out probabilities; ReDLR, DLR and margins need logits")
         if not torch.isfinite(first).all():
             found.append("some logits are NaN or infinite; figures of such samples mean nothing")
-        elif not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * first.abs().max().item()):
+        elif not torch.allclose(first, second, rtol=SAME, atol=SAME_OF_LARGEST * first.abs().max().item()):
             found.append(
                 "two forward passes differ: the classifier is random, and gradients of one pass say little about it"
             )
@@ -39,7 +44,7 @@ def check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_
             objective = Objective.of(function, "redlr")
             _, gradient = objective.gradient(x[correct], labels[correct])
             vanishing = (gradient.flatten(1) == 0).all(1).double().mean().item()
-            if vanishing > 0.01:
+            if vanishing > FLAT:
                 found.append(
                     f"{100 * vanishing:.0f} % of the correctly classified samples have no gradient; attacks by "
                     "gradient overrate such a classifier"
