@@ -23,6 +23,11 @@ DENOMINATOR_FLOOR = 1e-6
 """Floor of z_(1) - z_(3): a near-tie must not blow one sample's gradient up into the whole budget."""
 
 
+def predicted(logits: Tensor) -> Tensor:
+    """Return the class with the largest logit, (N,); -1, which is no class, where a logit is NaN."""
+    return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
+
+
 def rivals(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logit of the label and the largest one of another class, z_y and max_{j != y} z_j, (N,) each."""
     own = logits.gather(1, labels[:, None])[:, 0]

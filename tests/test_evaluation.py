@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from art_wdro import (
+    WassersteinDistributionalAttack,
     WassersteinFGM,
     accuracy_bounds,
     adversarial_accuracy,
@@ -275,3 +276,55 @@ def test_bounds_at_the_edges(linear):
     assert accuracy_bounds(linear.classifier, linear.x, (right + 1) % 5).upper == 0.0
     with pytest.raises(ValueError, match="loss is 'dlr'; allowed is one of 'redlr', 'ce'"):
         accuracy_bounds(linear.classifier, linear.x, linear.y, loss="dlr")
+
+
+# --- rows that fail, and points of all rows ---------------------------------------------------------------------
+
+
+def test_a_row_that_fails_says_why(linear, monkeypatch):
+    def exhausted(*_, **__):
+        raise MemoryError("no room for 9.9 GB")
+
+    monkeypatch.setattr(WassersteinDistributionalAttack, "_attack", exhausted)
+    monkeypatch.setattr("art_wdro.evaluation._evaluate.certified_radii", exhausted)
+    monkeypatch.setattr("art_wdro.evaluation._evaluate.upsilon_of", exhausted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = evaluate(linear.classifier, linear.x, linear.y, eps=0.02, knapsack_iter=20, verbose=False)
+    failed = [row for row in found.rows if row.failure]
+    assert [(row.attack, row.failure) for row in failed] == [("WDA, kappa 2", "MemoryError: no room for 9.9 GB")]
+    assert found.rows[-1].accuracy < found.rows[0].accuracy
+    assert found.radii is None
+    assert found.uncertified == "MemoryError: no room for 9.9 GB"
+    assert math.isnan(found.upsilon)
+    assert "WDA, kappa 2 failed: MemoryError" in str(found)
+    assert json.loads(found.to_json())["attacks"][-2]["accuracy"] is None
+
+
+def test_where_every_attack_fails_the_error_is_raised(linear):
+    class Detached(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return linear.classifier.model(x).detach()
+
+    with pytest.raises(ValueError, match="do not depend differentiably"):
+        evaluate(make_classifier(Detached(), (30,), 5), linear.x, linear.y, autoattack=False, verbose=False)
+
+
+def test_distances_are_the_least_over_all_rows(linear, monkeypatch):
+    # a search that finds nothing
+    monkeypatch.setattr("art_wdro._solvers.newton.Search.run", lambda self, max_iter: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = evaluate(linear.classifier, linear.x, linear.y, eps=0.05, autoattack=False, verbose=False)
+    left = {row.attack: row.accuracy for row in found.rows}
+    assert left["PGD-20, CE"] < left["none"]
+    assert left["knapsack's distances"] <= left["PGD-20, CE"]
+    assert found.accuracy(0.05, np.inf) <= left["PGD-20, CE"]
+    assert left["knapsack"] <= left["W-PGD-100, ReDLR, linear"]
+    assert any("other attacks came nearer to" in text for text in found.warnings)
+
+
+def test_gradients_are_those_that_were_spent(report):
+    spent = {row.attack: row.gradients for row in report.rows}
+    assert spent["PGD-20, CE"] == 20
+    assert 0 < spent["W-PGD-100, ReDLR, linear"] < 100

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from art_wdro._host import classifier as host
 from art_wdro._ranks import mean
-from art_wdro.losses import are_probabilities
+from art_wdro.losses import are_probabilities, predicted
 
 
 def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Tensor:
-    """Return argmax f(x), (N,), on the classifier's device; call it inside :func:`undisturbed`."""
+    """Return argmax f(x), (N,), on the classifier's device, -1 where a logit is NaN; call it inside `undisturbed`."""
     function = host.logits_of(classifier)
     with torch.no_grad():
         found = torch.zeros(len(x), dtype=torch.int64, device=classifier.device)
         for rows, points in host.batches_of(classifier, batch_size, x):
-            found[rows] = function(points).argmax(1)
+            found[rows] = predicted(function(points))
     return found
 
 
@@ -40,9 +40,16 @@ def warn_of_probabilities(classifier: PyTorchClassifier, x: Tensor, batch_size: 
         )
 
 
-def _standing(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_size: int) -> Tensor:
-    """Tell which samples are classified correctly, on the host."""
-    return predicted_labels(classifier, x, batch_size).cpu() == labels.cpu()
+def labels_for(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Tensor:
+    """Return the classifier's predictions in place of labels, (N,), on its device; call it inside `undisturbed`.
+
+    :raises ValueError: If it predicts no class for a sample.
+    """
+    found = predicted_labels(classifier, x, batch_size)
+    if (found < 0).any():
+        first = int((found < 0).nonzero()[0])
+        raise ValueError(f"y is None, and the classifier puts out NaN for sample {first}; needed are labels y")
+    return found
 
 
 def accuracy_left(
@@ -63,8 +70,19 @@ def accuracy_left(
     :param batch_size: Samples in one pass.
     """
     with host.undisturbed(classifier, batch_size):
-        standing = _standing(classifier, adversarial, labels, batch_size)
-        if mass is not None:
-            moved, before = torch.from_numpy(mass), _standing(classifier, x, labels, batch_size)
-            standing = moved * standing + (1 - moved) * before
-    return mean(standing)
+        after = predicted_labels(classifier, adversarial, batch_size).cpu() == labels.cpu()
+        before = None if mass is None else predicted_labels(classifier, x, batch_size).cpu() == labels.cpu()
+    return standing_share(after, before, mass)
+
+
+def standing_share(after: Tensor, before: Tensor | None, mass: np.ndarray | None) -> float:
+    """Return the accuracy, over all ranks, of samples of which a part of the mass may have stayed at the input.
+
+    :param after: Which samples are classified correctly where the moved part of their mass is, boolean, (N,).
+    :param before: Which are so at the input; None where all of the mass moved.
+    :param mass: Which part moved, (N,); None means all of it.
+    """
+    if mass is None or before is None:
+        return mean(after)
+    moved = torch.from_numpy(mass)
+    return mean(moved * after + (1 - moved) * before)

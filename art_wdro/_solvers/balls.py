@@ -87,9 +87,11 @@ class _Ball(Margins):
         point, radii = self.x, torch.full((len(self.x),), radius, dtype=torch.float64, device=self.x.device)
         for step in range(steps):
             length = LAST_STEP + (FIRST_STEP - LAST_STEP) * cosine(step, steps)
-            logits, _, gradient = self.evaluate(point, target)
+            logits, margin, gradient = self.evaluate(point, target)
             self._offer(point, logits)
-            delta = point - self.x + self.direction(gradient) * per_sample(length * radii, self.x)
+            # where the network puts out NaN, halfway back
+            kept = (point - self.x) * per_sample(torch.where(margin.isnan(), 0.5, 1.0), point)
+            delta = kept + self.direction(gradient) * per_sample(length * radii, self.x)
             point = displace(self.x, self.project(delta, radii)).clamp(*self.box)
         logits = self.logits_at(point)
         self._offer(point, logits)

@@ -14,6 +14,7 @@ from torch import Tensor
 from art_wdro._storage.arrays import Rows, parts, staged
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.threat import Box
+from art_wdro.losses import predicted
 
 T = TypeVar("T")
 LogitsOf = Callable[[Tensor], Tensor]
@@ -26,6 +27,19 @@ log = logging.getLogger("art_wdro")
 def silent(items: Iterable[T]) -> Iterable[T]:
     """Iterate without a progress bar."""
     return items
+
+
+class Counted:
+    """A function of logits that counts the inputs by which it is differentiated."""
+
+    def __init__(self, logits_of: LogitsOf) -> None:
+        self._logits_of = logits_of
+        self.gradients = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, K)."""
+        self.gradients += len(x) * x.requires_grad
+        return self._logits_of(x)
 
 
 @dataclass(frozen=True)
@@ -136,5 +150,5 @@ def standing_samples(logits_of: LogitsOf, data: Rows, labels: Tensor, batch_size
     standing = torch.zeros_like(labels, dtype=torch.bool)
     with torch.no_grad():
         for rows, points in staged(parts(len(data), batch_size), data):
-            standing[rows] = logits_of(points).argmax(1) == labels[rows]
+            standing[rows] = predicted(logits_of(points)) == labels[rows]
     return standing.nonzero()[:, 0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from art_wdro._solvers.batches import Found, LogitsOf
 from art_wdro._threat.geometry import movable_coordinates, project_in_box, sample_direction
-from art_wdro._threat.norms import dual_exponent, sample_norms
+from art_wdro._threat.norms import dual_exponent, per_sample, sample_norms
 from art_wdro._threat.threat import Box
 from art_wdro.losses import as_float, differences, margins, rivals
 
@@ -22,7 +22,8 @@ CERTAIN = 3e-6
 Predictions in other batches then agree. It is some 25 units in the last place of float32, and Newton's rule aims at
 twice as much.
 """
-
+HALVINGS = 8
+"""Halvings of a step that ends where the network puts out NaN."""
 
 Self = TypeVar("Self", bound="Margins")
 
@@ -86,6 +87,15 @@ class Margins:
     def margins_to(self, target: Tensor, logits: Tensor) -> Tensor:
         """Return z_t - z_y for one class t a sample, (N,)."""
         return differences(logits, self.labels).gather(1, target[:, None])[:, 0]
+
+    def finite_between(self, point: Tensor, beyond: Tensor) -> Tensor:
+        """Return the points beyond; where the network puts out NaN there, one on the way that was halved until not."""
+        for _ in range(HALVINGS):
+            lost = self.logits_at(beyond).isnan().any(1)
+            if not lost.any():
+                break
+            beyond = torch.where(per_sample(lost, beyond) > 0, (point + beyond) / 2, beyond)
+        return beyond
 
     def found(self, points: Tensor, reached: Tensor) -> Found:
         """Return points with their distances, from the points themselves in float64, where a class was reached."""

@@ -135,6 +135,7 @@ class Search(Margins):
         x = self.x
         point = x
         velocity = torch.zeros_like(x)
+        inside, outside = torch.zeros_like(self.reach), torch.full_like(self.reach, torch.inf)
         for step in range(steps):
             left = cosine(step, steps)
             length = LAST_STEP + (FIRST_STEP - LAST_STEP) * left
@@ -144,11 +145,17 @@ class Search(Margins):
             delta = point - x
             norm = sample_norms(delta, self.r)
             slope = sample_norms(gradient, dual_exponent(self.r))
+            # a margin that is NaN is no flip: the radius is halved between the last one that was a number and the first
+            # that was not
+            lost = margin.isnan()
+            inside = torch.where(lost, inside, torch.maximum(inside, norm))
+            outside = torch.where(lost, torch.minimum(outside, norm), outside)
+            inside = torch.minimum(inside, outside)
             newton = torch.where(slope > 0, norm - margin / slope, norm).nan_to_num()
             shorter = torch.maximum(newton, norm * (1 - shrink))
             longer = torch.maximum(newton, norm * (1 + change))
             radius = torch.minimum(torch.where(margin > 0, shorter, longer), self.radius * (1 - change))
-            radius = torch.minimum(radius, self.reach)
+            radius = torch.minimum(radius, torch.where(torch.isinf(outside), self.reach, (inside + outside) / 2))
             moved = self.project(delta + self.direction(gradient) * per_sample(length * radius, x), radius)
             if step > 0:
                 moved = self.project(delta + (1 - INERTIA) * (moved - delta) + INERTIA * velocity, radius)

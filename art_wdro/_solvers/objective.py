@@ -16,7 +16,7 @@ from torch import Tensor
 
 from art_wdro._storage.arrays import Rows, parts
 from art_wdro._threat.norms import dual_exponent, dual_norms, mean_of_sums, merged_sums, power_sums, whole_sums
-from art_wdro.losses import RECTIFIED, PerSampleLoss, as_float, attack_objective
+from art_wdro.losses import RECTIFIED, PerSampleLoss, as_float, attack_objective, predicted
 
 
 class Value(NamedTuple):
@@ -75,7 +75,7 @@ class Objective:
 
     def _value(self, x: Tensor, labels: Tensor) -> Value:
         logits = as_float(self.logits_of(x))
-        hit = logits.detach().argmax(dim=1) == labels
+        hit = predicted(logits.detach()) == labels
         return Value(self.loss(logits, labels), ~hit if self.targeted else hit)
 
 

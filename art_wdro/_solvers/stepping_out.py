@@ -72,8 +72,13 @@ class _Walk(Margins):
             self.gradients += len(walking)
             delta = point - part.x + part.direction(gradient) * step
             moved = displace(part.x, delta).clamp(*self.box)
+            logits = part.logits_at(moved)
+            if logits.isnan().any():
+                moved = part.finite_between(point, moved)
+                logits = part.logits_at(moved)
+            excess, certain = part.excess(logits)
             before, after = before.index_copy(0, walking, point), after.index_copy(0, walking, moved)
-            out = out.index_copy(0, walking, part._is_out(moved))
+            out = out.index_copy(0, walking, excess > certain)
         low, high = torch.zeros(len(out), device=after.device), torch.ones(len(out), device=after.device)
         for _ in range(BISECTIONS):
             middle = (low + high) / 2

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
-from art_wdro._host.predictions import predicted_labels
+from art_wdro._host.predictions import labels_for
 from art_wdro._ranks import is_first, shards, together
 from art_wdro._solvers.batches import Samples
 from art_wdro._storage.arrays import placed
@@ -140,7 +140,7 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
         classifier: PyTorchClassifier = self.estimator
         with host.undisturbed(classifier, self.batch_size):
             x = placed(x, classifier.device)
-            labels = predicted_labels(classifier, x, self.batch_size) if labels is None else labels
+            labels = labels_for(classifier, x, self.batch_size) if labels is None else labels
             mask = None if mask is None else mask.to(x.device)
             samples = Samples(x, labels.to(classifier.device), host.box(classifier), mask, self.batch_size)
             checkpoint = None if file is None else self._checkpoint(file, samples)

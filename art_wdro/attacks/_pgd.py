@@ -14,8 +14,9 @@ from torch import Tensor
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.precision import PRECISIONS
+from art_wdro._ranks import average
 from art_wdro._solvers.ascent import SCHEDULES, w_pgd
-from art_wdro._solvers.batches import Samples
+from art_wdro._solvers.batches import Counted, Samples
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro.attacks._base import WassersteinAttack
 from art_wdro.losses import PerSampleLoss, attack_objective
@@ -52,8 +53,9 @@ class WassersteinAscent(WassersteinAttack):
 
     def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:
         p, r, box = self.threat()
+        function = Counted(host.logits_of(self.estimator, precision=self.precision))
         adversarial = w_pgd(
-            host.logits_of(self.estimator, precision=self.precision),
+            function,
             samples.x,
             samples.labels,
             p=p,
@@ -72,6 +74,7 @@ class WassersteinAscent(WassersteinAttack):
             bar=self._bar,
             on_gradient=None if self.summary_writer is None else self._write_summary,
         )
+        self.gradients_: float = average(function.gradients, len(samples.x))
         if self.summary_writer is not None:
             self.summary_writer.reset()
         return adversarial

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from art_wdro._host import classifier as host
 from art_wdro._ranks import average, total
+from art_wdro._solvers.batches import Counted
 from art_wdro._threat.geometry import displace, project_on_balls
 
 NORM_NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
@@ -65,18 +66,11 @@ def autoattack_points(
     if len(x) == 0:
         total(torch.zeros(2, dtype=torch.float64))  # the others count their evaluations
         return x.cpu(), 0.0
-    function = host.logits_of(classifier)
-    evaluations = 0
-
-    def counted(batch: Tensor) -> Tensor:
-        nonlocal evaluations
-        evaluations += len(batch) * batch.requires_grad
-        return function(batch)
-
+    function = Counted(host.logits_of(classifier))
     with host.undisturbed(classifier, batch_size):
         cls, device = _autoattack_class(), classifier.device
         quiet = {"verbose": False} if "verbose" in signature(cls).parameters else {}
-        attack = cls(counted, norm=NORM_NAMES[r], eps=eps, seed=0, device=str(device), **quiet)
+        attack = cls(function, norm=NORM_NAMES[r], eps=eps, seed=0, device=str(device), **quiet)
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classifier.nb_classes - 1)
         size = "bs" if "bs" in signature(attack.run_standard_evaluation).parameters else "batch_size"
         adversarial = attack.run_standard_evaluation(x.to(device), labels.to(device), **{size: batch_size})
@@ -85,4 +79,4 @@ def autoattack_points(
         radii = torch.full((len(x),), eps, dtype=torch.float64, device=device)
         delta = project_on_balls(adversarial.detach() - x.to(device), radii, r)
         adversarial = displace(x.to(device), delta).clamp(0.0, 1.0)
-    return adversarial.cpu(), average(evaluations, len(x))
+    return adversarial.cpu(), average(function.gradients, len(x))

@@ -51,6 +51,17 @@ def distance_of_mass(x: Tensor, x_adv: Tensor, mass: np.ndarray | None, p: float
     :param r: Exponent of the ground norm.
     :raises ValueError: If values are not finite.
     """
+    lengths = lengths_between(x, x_adv, r)
+    if mass is not None:
+        lengths *= torch.from_numpy(mass) ** (1 / p)
+    return whole_power_mean(lengths, p).item()
+
+
+def lengths_between(x: Tensor, x_adv: Tensor, r: float) -> Tensor:
+    """Return ||x_adv_i - x_i||_r of every sample, (N,), in float64, some of them at a time.
+
+    :raises ValueError: If values are not finite.
+    """
     before, after = (Rows(values, values.device) for values in (x, x_adv))
     lengths = torch.empty(len(x), dtype=torch.float64)
     for rows, *pair in staged(parts(len(before), before.at_once(len(before))), before, after):
@@ -58,6 +69,4 @@ def distance_of_mass(x: Tensor, x_adv: Tensor, mass: np.ndarray | None, p: float
             if not torch.isfinite(values).all():
                 raise ValueError(f"{name} holds NaN or inf; allowed are finite numbers")
         lengths[rows] = sample_norms(pair[1].double() - pair[0].double(), r)
-    if mass is not None:
-        lengths *= torch.from_numpy(mass) ** (1 / p)
-    return whole_power_mean(lengths, p).item()
+    return lengths

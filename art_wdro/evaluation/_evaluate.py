@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,14 @@ from art_wdro._ranks import all_rows, count, everywhere, is_first
 from art_wdro.attacks._pgd import WassersteinFGM
 from art_wdro.certificates._problem import why_uncertified
 from art_wdro.certificates._radii import certified_radii
-from art_wdro.evaluation._attempts import KNAPSACK, Case, Outcome, attempts_on
+from art_wdro.evaluation._attempts import Case, Pool, attempts_on, told, tried
 from art_wdro.evaluation._autoattack import check_autoattack
 from art_wdro.evaluation._first_order import bounds_of, upsilon_of
 from art_wdro.evaluation._report import Report, Row
-from art_wdro.evaluation._sanity import check_model, check_order
+from art_wdro.evaluation._sanity import check_model, check_rows
+
+LOSSES = ("redlr", "ce")
+"""Those whose first-order bounds are reported."""
 
 
 def evaluate(
@@ -69,49 +74,66 @@ def evaluate(
     :raises ImportError: If AutoAttack is asked for and not installed.
     """
     host.require_pytorch(evaluate, classifier)
-    p, r = arguments.order(p), arguments.ground_norm(norm)
-    eps = arguments.real("eps", eps, 0.0)
-    inputs, labels = labelled_data(classifier, x, y)
+    threat = arguments.order(p), arguments.ground_norm(norm), arguments.real("eps", eps, 0.0)
     certified = None if certified is None else arguments.flag("certified", certified)
-    reason = why_uncertified(classifier, count(len(inputs)), certified)
-    case = Case(classifier, inputs, labels, p, r, eps, arguments.integer("batch_size", batch_size, 1))
-    attempts = attempts_on(case, knapsack_iter, check_autoattack(classifier, autoattack, r))
+    data = labelled_data(classifier, x, y)
+    case = Case(classifier, *data, *threat, arguments.integer("batch_size", batch_size, 1))
+    reason = why_uncertified(classifier, count(len(case.x)), certified)
+    attempts = attempts_on(case, knapsack_iter, check_autoattack(classifier, autoattack, case.r))
 
-    found = check_model(classifier, inputs, labels, case.batch_size) if len(inputs) else []
+    found = check_model(classifier, *data, case.batch_size) if len(case.x) else []
     rows: list[Row] = []
     arrays: dict[str, np.ndarray] = {}
-    outcomes: dict[str, Outcome] = {}
+    pool = Pool(case)
     for attempt in tqdm(attempts, desc="evaluate", leave=False, disable=not (verbose and is_first())):
-        outcome = outcomes[attempt.name] = attempt.outcome(outcomes)
-        rows.append(case.row(attempt, outcome))
-        shown = outcome.points.numpy().view()
+        row, points = pool.attempted(attempt)
+        rows.append(row)
+        if points is None:
+            continue
+        arrays[attempt.name] = shown = points.numpy().view()
         shown.flags.writeable = attempt.order is not None  # without an attack it is the user's own
-        if keep_arrays:
-            arrays[attempt.name] = shown
         if on_row is not None:
-            on_row(rows[-1], shown)
-    # one radius for all samples is no worst case, nor meant as one
-    found += check_order([row for row in rows if outcomes[row.attack].mass is None])
-    distances = outcomes[KNAPSACK].distances
-    assert distances is not None
-    report = Report(
-        p=p,
-        norm=r,
-        eps=eps,
-        samples=count(len(inputs)),
-        rows=tuple(sorted(rows, key=lambda row: (row.order is not None, row.order != math.inf))),
-        upsilon=upsilon_of(classifier, inputs, labels, p=p, r=r, loss="redlr", batch_size=case.batch_size),
-        bounds={loss: bounds_of(case.attack(WassersteinFGM, loss=loss), inputs, labels) for loss in ("redlr", "ce")},
-        distances=whole(distances),
-        radii=None if reason is not None else whole(certified_radii(classifier, inputs, labels, r, largest=distances)),
-        uncertified=reason if certified is None else None,
-        warnings=tuple(dict.fromkeys(text for rank in everywhere(found) for text in rank)),
-        arrays=arrays,
-        mass=next(whole(outcome.mass) for outcome in outcomes.values() if outcome.mass is not None),
-    )
+            on_row(row, arrays[attempt.name] if keep_arrays else arrays.pop(attempt.name))
+    if len(pool.errors) == len(attempts) - 1:
+        raise pool.errors[0]
+    report = _reported(case, pool, rows, reason, found)
+    report = replace(report, arrays=arrays, uncertified=None if certified is False else report.uncertified)
     for text in report.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
     return report
+
+
+def _reported(case: Case, pool: Pool, rows: list[Row], reason: str | None, found: list[str]) -> Report:
+    """Join the rows with what else is known of the case.
+
+    :param reason: Why no radii are to be certified; None if they are.
+    :param found: What makes a figure doubtful, so far.
+    """
+    data = case.classifier, case.x, case.labels
+    threat: dict[str, Any] = {"p": case.p, "r": case.r, "batch_size": case.batch_size}
+    radii = None
+    if reason is None:
+        radii, error = tried(lambda: certified_radii(*data, case.r, largest=pool.distances.numpy()))
+        reason = None if error is None else told(error)
+    upsilon, error = tried(lambda: upsilon_of(*data, loss="redlr", **threat))
+    steps = {loss: case.attack(WassersteinFGM, loss=loss) for loss in LOSSES}
+    bounds = {loss: tried(partial(bounds_of, step, case.x, case.labels))[0] for loss, step in steps.items()}
+    found = [*found, *check_rows(pool, rows)]
+    mass = [*pool.mass.values()]
+    return Report(
+        p=case.p,
+        norm=case.r,
+        eps=case.eps,
+        samples=count(len(case.x)),
+        rows=tuple(sorted(rows, key=lambda row: (row.order is not None, row.order != math.inf))),
+        upsilon=math.nan if upsilon is None else upsilon,
+        bounds={loss: found for loss, found in bounds.items() if found is not None},
+        distances=whole(pool.distances.numpy()),
+        radii=None if radii is None else whole(radii),
+        uncertified=reason,
+        warnings=tuple(dict.fromkeys(text for rank in everywhere(found) for text in rank)),
+        mass=whole(mass[0]) if mass else None,
+    )
 
 
 def whole(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.inputs import as_arrays, as_inputs, as_labels, labelled_data
-from art_wdro._host.predictions import predicted_labels
+from art_wdro._host.predictions import labels_for
 from art_wdro._ranks import mean, together
 from art_wdro._solvers.objective import Objective, Value, upsilon
 from art_wdro.attacks._pgd import WassersteinFGM
@@ -68,7 +68,7 @@ def upsilon_of(
 ) -> float:
     """Compute :func:`sensitivity` of inputs and labels that are checked already."""
     with host.undisturbed(classifier, batch_size):
-        labels = predicted_labels(classifier, x, batch_size) if labels is None else labels.to(classifier.device)
+        labels = labels_for(classifier, x, batch_size) if labels is None else labels.to(classifier.device)
         return upsilon(host.logits_of(classifier), x, labels, p=p, r=r, loss=loss, batch_size=batch_size).item()
 
 

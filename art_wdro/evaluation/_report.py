@@ -26,6 +26,7 @@ class Row:
     :param spent: D_order between the inputs and what the attack made of them, in input units.
     :param seconds: Wall time.
     :param gradients: Gradient evaluations a sample, on average.
+    :param failure: Why the attack made nothing, with NaN for its figures; None where it made something.
     """
 
     attack: str
@@ -34,6 +35,7 @@ class Row:
     spent: float
     seconds: float
     gradients: float
+    failure: str | None = None
 
     @property
     def threat(self) -> str:
@@ -56,7 +58,7 @@ class Report:
     :param rows: One row an attack, clean data first.
     :param upsilon: Sensitivity for ReDLR, in loss per input unit.
     :param bounds: First-order bounds on the accuracy under W_p, by loss; asymptotic, no certificates.
-    :param distances: Least distance found of every sample, (N,), in input units.
+    :param distances: Least distance of every sample, (N,), in input units, over the points of all rows.
     :param radii: Certified radius of every sample, (N,), in input units, no larger than its distance; None where they
         were not computed.
     :param uncertified: Why they were not; None where they were not wanted.
@@ -152,7 +154,7 @@ class Report:
                     budgets, certified, "--", color=axes.lines[-1].get_color(), label=f"certified, $W_{{{name}}}$"
                 )
         for row in self.rows:
-            if row.order is not None and not row.attack.startswith("knapsack"):
+            if row.order is not None and not row.failure and not row.attack.startswith("knapsack"):
                 axes.plot(self.eps, 100 * row.accuracy, "x", label=f"{row.attack}, {row.threat}")
         axes.set(xlabel="eps, in input units", ylabel="accuracy in %", ylim=(0, None), xlim=(0, None))
         axes.legend(fontsize=8)
@@ -164,9 +166,9 @@ class Report:
             [
                 row.threat,
                 row.attack,
-                f"{100 * row.accuracy:.1f}",
-                "" if row.order is None else f"{row.spent / scale:.3f}",
-                f"{row.gradients:.0f}",
+                "failed" if row.failure else f"{100 * row.accuracy:.1f}",
+                "" if row.order is None or row.failure else f"{row.spent / scale:.3f}",
+                "" if row.failure else f"{row.gradients:.0f}",
                 f"{row.seconds:.1f}",
             ]
             for row in self.rows
@@ -174,6 +176,7 @@ class Report:
 
     def _notes(self) -> list[str]:
         notes = [f"{self.samples} samples, (W_{self.p:g}, l_{self.norm:g}), eps = {self.eps:.6g}"]
+        notes += [f"{row.attack} failed: {row.failure}" for row in self.rows if row.failure]
         notes.append(f"Upsilon (ReDLR) = {self.upsilon:.6g}")
         notes += [
             f"first-order bounds ({loss}; asymptotic, no certificate): [{100 * b.lower:.1f}, {100 * b.upper:.1f}] %"

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from art_wdro._host import classifier as host
 from art_wdro._solvers.objective import Objective
+from art_wdro.evaluation._attempts import Pool
 from art_wdro.evaluation._report import Row
-from art_wdro.losses import are_probabilities
+from art_wdro.losses import are_probabilities, predicted
 
 SAME, SAME_OF_LARGEST = 1e-4, 1e-5
 """Difference of two passes' logits, relative to each and to the largest, up to which the network is not random."""
@@ -33,13 +34,12 @@ def check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_
             first, second = function(x).double(), function(x).double()
         if are_probabilities(first):
             found.append("the classifier puts out probabilities; ReDLR, DLR and margins need logits")
-        if not torch.isfinite(first).all():
-            found.append("some logits are NaN or infinite; figures of such samples mean nothing")
-        elif not torch.allclose(first, second, rtol=SAME, atol=SAME_OF_LARGEST * first.abs().max().item()):
+        close = SAME * first.abs() + SAME_OF_LARGEST * first.abs().max()
+        if torch.isfinite(first).all() and ((first - second).abs() > close).any():
             found.append(
                 "two forward passes differ: the classifier is random, and gradients of one pass say little about it"
             )
-        correct = first.argmax(1) == labels
+        correct = predicted(first) == labels
         if correct.any():
             objective = Objective.of(function, "redlr")
             _, gradient = objective.gradient(x[correct], labels[correct])
@@ -52,9 +52,29 @@ def check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_
     return found
 
 
+def check_rows(pool: Pool, rows: list[Row]) -> list[str]:
+    """Look for what makes figures of rows doubtful."""
+    found = []
+    if pool.undefined:
+        found.append(
+            f"some logits are NaN, of up to {pool.undefined} samples in a row; they count as misclassified, and "
+            "figures of a network that puts out NaN mean little"
+        )
+    if pool.elsewhere:
+        found.append(
+            f"other attacks came nearer to {pool.elsewhere} samples than the search for least distances; the distances "
+            "are the least of all, and more gradients (knapsack_iter) may find shorter ones"
+        )
+    # one radius for all samples is no worst case, nor meant as one
+    return found + check_order([row for row in rows if row.attack not in pool.mass])
+
+
 def check_order(rows: list[Row]) -> list[str]:
     """Compare the threats: the W_p ball holds the W_inf ball of equal eps, so it leaves no more accuracy."""
-    pointwise = min((row for row in rows if row.order == math.inf), key=lambda row: row.accuracy)
+    rows = [row for row in rows if not row.failure]
+    pointwise = min((row for row in rows if row.order == math.inf), key=lambda row: row.accuracy, default=None)
+    if pointwise is None:
+        return []
     return [
         f"{row.attack} leaves {100 * row.accuracy:.1f} % under {row.threat}, more than the "
         f"{100 * pointwise.accuracy:.1f} % of {pointwise.attack} under W_inf, which is impossible for true values: "

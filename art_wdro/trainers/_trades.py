@@ -16,7 +16,7 @@ from torch import Tensor
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.precision import PRECISIONS
-from art_wdro._host.predictions import predicted_labels
+from art_wdro._host.predictions import labels_for
 from art_wdro._ranks import count
 from art_wdro._solvers.ascent import Ascent, ascend, step_lengths
 from art_wdro._solvers.batches import Samples
@@ -24,7 +24,7 @@ from art_wdro._solvers.objective import Objective, sensitivity_of
 from art_wdro._storage.checkpoint import described
 from art_wdro._threat.norms import mean_of_sums, merged_sums, power_sums
 from art_wdro._threat.threat import Threat
-from art_wdro.losses import PerSampleLoss, attack_objective
+from art_wdro.losses import PerSampleLoss, attack_objective, predicted
 from art_wdro.trainers._base import Common, FineTuner
 from art_wdro.trainers._consistency import CONSISTENCIES
 from art_wdro.trainers._minibatches import Batch, Minibatches
@@ -179,7 +179,7 @@ class AlgorithmOne(Method):
             for logits in pointwise:
                 figures["pointwise_loss"] = self._consistency(clean, logits)
                 loss = loss + self._of._gamma * figures["pointwise_loss"]
-            figures["train_adversarial_accuracy"] = (attacked.argmax(1) == y).double().mean()
+            figures["train_adversarial_accuracy"] = (predicted(attacked) == y).double().mean()
             return loss, figures
 
         return self._updates(y, batches, outer, where)
@@ -228,7 +228,7 @@ class AlgorithmOne(Method):
             yield x, self._labels(x, y)
 
     def _labels(self, x: Tensor, y: Tensor) -> Tensor:
-        return predicted_labels(self._classifier, x, len(x)) if self._of._attack_label == "predicted" else y
+        return labels_for(self._classifier, x, len(x)) if self._of._attack_label == "predicted" else y
 
     def _ascend(
         self, objective: Objective, x: Tensor, labels: Tensor, p: float, budget: float | Callable[[Tensor], Tensor]
