@@ -42,7 +42,7 @@ def attack(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
     found = {}
     for p, r in THREATS:
         for loss in ("ce", "redlr"):
-            attack = WassersteinPGD(classifier, p, r, BUDGETS[r], loss=loss, batch_size=7, verbose=False)
+            attack = WassersteinPGD(classifier, p=p, norm=r, eps=BUDGETS[r], loss=loss, batch_size=7, verbose=False)
             found[f"pgd {p} {r} {loss}"] = attack.generate(x, y)
         found[f"sensitivity {p} {r}"] = sensitivity(classifier, x, y, p, r)
     knapsack = WassersteinKnapsack(classifier, eps=0.03, max_iter=20, batch_size=7, verbose=False)

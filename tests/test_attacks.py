@@ -61,7 +61,7 @@ def test_upsilon_is_the_closed_form_and_the_loss_rises_by_eps_upsilon(p, norm):
     assert upsilon == pytest.approx(expected, rel=1e-6)
 
     eps = BUDGETS[norm]
-    step = WassersteinFGM(problem.classifier, p, norm, eps, loss=negative_label_logit, verbose=False)
+    step = WassersteinFGM(problem.classifier, p=p, norm=norm, eps=eps, loss=negative_label_logit, verbose=False)
     adversarial = step.generate(problem.x, problem.y)
     rise = -((adversarial.astype(np.float64) - problem.x) * w).sum(1).mean()
     assert rise == pytest.approx(eps * upsilon, rel=1e-5)
@@ -346,6 +346,7 @@ def test_preprocessing_defences(digits_classifier, defence):
     assert (defended.predict(adversarial).argmax(1) == y).mean() < 0.8
 
 
+@pytest.mark.filterwarnings("ignore:two forward passes differ")
 def test_random_preprocessing_leaves_the_random_state(digits_classifier):
     noisy = make_classifier(
         digits_classifier.model,

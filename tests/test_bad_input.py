@@ -199,6 +199,7 @@ def test_output_that_is_no_logits():
         WassersteinPGD(classifier, verbose=False).generate(X)
 
 
+@pytest.mark.filterwarnings("ignore:the classifier puts out probabilities")
 def test_output_that_is_not_differentiable():
     class Constant(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -215,7 +215,9 @@ def interrupted_after(classifier, passes: int):
 def test_an_attack_goes_on_from_its_last_iterate(tmp_path, monkeypatch, norm, loss, p):
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     problem = linear_problem()
-    attack = WassersteinPGD(problem.classifier, p, norm, eps=0.05, loss=loss, max_iter=8, batch_size=20, verbose=False)
+    attack = WassersteinPGD(
+        problem.classifier, p=p, norm=norm, eps=0.05, loss=loss, max_iter=8, batch_size=20, verbose=False
+    )
     expected = attack.generate(problem.x, problem.y)
     file = tmp_path / "attack.ckpt"
     seen, hook = interrupted_after(problem.classifier, 13)
@@ -225,7 +227,7 @@ def test_an_attack_goes_on_from_its_last_iterate(tmp_path, monkeypatch, norm, lo
     assert file.exists()
     seen, hook = interrupted_after(problem.classifier, 1000)
     np.testing.assert_allclose(attack.generate(problem.x, problem.y, checkpoint=file), expected, atol=1e-6)
-    assert len(seen) < 8 * 3  # it did not begin anew
+    assert len(seen) < 8 * 3 + 3  # the first three are a look at a few samples; it did not begin anew
     assert not file.exists()
     hook.remove()
 

@@ -34,7 +34,9 @@ def exact_distances(problem, r):
 def test_the_distribution_lies_in_the_ball(digits_classifier, p, r, kappa):
     x, y = digits()[1]
     x, y = x[:60], y[:60]
-    attack = WassersteinDistributionalAttack(digits_classifier, p, r, BUDGETS[r], kappa, max_iter=5, verbose=False)
+    attack = WassersteinDistributionalAttack(
+        digits_classifier, p=p, norm=r, eps=BUDGETS[r], kappa=kappa, max_iter=5, verbose=False
+    )
     adversarial = attack.generate(x, y)
     moved = lengths(x, adversarial, r)
     assert np.mean(attack.mass_ * moved**p) ** (1 / p) <= BUDGETS[r] * (1 + 1e-6)
@@ -52,7 +54,9 @@ def test_a_linear_model_falls_where_the_radius_says(r, p, kappa):
     problem = linear_problem(clip_values=None)
     distances = exact_distances(problem, r)
     eps = float(np.median(distances)) / kappa ** (1 / p)
-    attack = WassersteinDistributionalAttack(problem.classifier, p, r, eps, kappa, classes=5, verbose=False)
+    attack = WassersteinDistributionalAttack(
+        problem.classifier, p=p, norm=r, eps=eps, kappa=kappa, classes=5, verbose=False
+    )
     adversarial = attack.generate(problem.x, problem.y)
     fell = problem.classifier.predict(adversarial).argmax(1) != problem.y
     # l_1 steps along the gradient, as l_2 does, and gets near the best corner of its ball only
@@ -63,7 +67,7 @@ def test_a_linear_model_falls_where_the_radius_says(r, p, kappa):
 def test_accuracy_counts_by_mass(digits_classifier):
     x, y = digits()[1]
     x, y = x[:100], y[:100]
-    attack = WassersteinDistributionalAttack(digits_classifier, 1, eps=0.1, kappa=2.0, verbose=False)
+    attack = WassersteinDistributionalAttack(digits_classifier, p=1, eps=0.1, kappa=2.0, verbose=False)
     adversarial = attack.generate(x, y)
     clean = digits_classifier.predict(x).argmax(1) == y
     attacked = digits_classifier.predict(adversarial).argmax(1) == y
@@ -76,19 +80,19 @@ def test_accuracy_counts_by_mass(digits_classifier):
 def test_no_setting_beats_the_knapsack(digits_classifier):
     x, y = digits()[1]
     x, y = x[:100], y[:100]
-    knapsack = WassersteinKnapsack(digits_classifier, 1, eps=0.05, max_iter=100, verbose=False)
+    knapsack = WassersteinKnapsack(digits_classifier, p=1, eps=0.05, max_iter=100, verbose=False)
     adversarial_accuracy(digits_classifier, x, y, knapsack)
     least = knapsack_accuracy(knapsack.distances_, 0.05, 1)
     for kappa in (1, 2, 4, 8):
-        attack = WassersteinDistributionalAttack(digits_classifier, 1, eps=0.05, kappa=kappa, verbose=False)
+        attack = WassersteinDistributionalAttack(digits_classifier, p=1, eps=0.05, kappa=kappa, verbose=False)
         assert adversarial_accuracy(digits_classifier, x, y, attack) >= least
 
 
 def test_batches_masks_and_probes(digits_classifier):
     x, y = digits()[1]
     x, y = x[:30], y[:30]
-    whole = WassersteinDistributionalAttack(digits_classifier, 2, eps=0.1, kappa=2, verbose=False)
-    parts = WassersteinDistributionalAttack(digits_classifier, 2, eps=0.1, kappa=2, batch_size=7, verbose=False)
+    whole = WassersteinDistributionalAttack(digits_classifier, p=2, eps=0.1, kappa=2, verbose=False)
+    parts = WassersteinDistributionalAttack(digits_classifier, p=2, eps=0.1, kappa=2, batch_size=7, verbose=False)
     np.testing.assert_allclose(whole.generate(x, y), parts.generate(x, y), atol=1e-5)
     mask = np.zeros((8, 8))
     mask[:, :4] = 1.0
@@ -96,7 +100,7 @@ def test_batches_masks_and_probes(digits_classifier):
     np.testing.assert_array_equal(held[..., 4:], x[..., 4:])
     assert (held != x).any()
     few, many = (
-        WassersteinDistributionalAttack(digits_classifier, 2, eps=0.1, classes=n, verbose=False) for n in (1, 9)
+        WassersteinDistributionalAttack(digits_classifier, p=2, eps=0.1, classes=n, verbose=False) for n in (1, 9)
     )
     assert adversarial_accuracy(digits_classifier, x, y, many) <= adversarial_accuracy(digits_classifier, x, y, few)
     assert many.gradients_ > few.gradients_

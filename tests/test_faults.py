@@ -98,7 +98,7 @@ def test_one_samples_nan_stays_its_own(value, gradient, norm, p, loss):
     problem.classifier._model._model = poisoned
     others = np.arange(len(x)) != 7
     # the sample keeps its place in the mean, so the others have as much to spend as all of them
-    attack = WassersteinPGD(problem.classifier, p, norm, eps=0.05, loss=loss, max_iter=4, verbose=False)
+    attack = WassersteinPGD(problem.classifier, p=p, norm=norm, eps=0.05, loss=loss, max_iter=4, verbose=False)
     found = attack.generate(x, problem.y)
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(found[7], x[7])
@@ -108,14 +108,14 @@ def test_one_samples_nan_stays_its_own(value, gradient, norm, p, loss):
             torch.arange(len(logits)) == 7, logits.sum(1) * 0.0, attack_objective(loss)(logits, labels)
         )
         poisoned.marker = -1.0
-        reference = WassersteinPGD(problem.classifier, p, norm, eps=0.05, loss=flat, max_iter=4, verbose=False)
+        reference = WassersteinPGD(problem.classifier, p=p, norm=norm, eps=0.05, loss=flat, max_iter=4, verbose=False)
         expected = reference.generate(x, problem.y)
         poisoned.marker = 0.5
         np.testing.assert_allclose(found[others], expected[others], atol=1e-5)
-    knapsack = WassersteinKnapsack(problem.classifier, p, norm, eps=0.05, max_iter=20, verbose=False)
+    knapsack = WassersteinKnapsack(problem.classifier, p=p, norm=norm, eps=0.05, max_iter=20, verbose=False)
     assert np.isfinite(knapsack.generate(x, problem.y)).all()
     poisoned.marker = -1.0
-    clean = WassersteinKnapsack(problem.classifier, p, norm, eps=0.05, max_iter=20, verbose=False)
+    clean = WassersteinKnapsack(problem.classifier, p=p, norm=norm, eps=0.05, max_iter=20, verbose=False)
     clean.generate(x, problem.y)
     np.testing.assert_allclose(knapsack.distances_[others], clean.distances_[others], rtol=5e-3)
 

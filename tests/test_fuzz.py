@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,8 @@ BOXES = [None, (0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-3.0, -1.0), "array"]
 DTYPES = [np.float32, np.float64, np.float16, np.uint8, np.int64, "list", "tensor"]
 IMAGES = ["any", "constant", "duplicates", "at the bounds"]
 LABELS = ["any", "one class", "all wrong", "all right", "predicted", "one-hot"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:x has one sample")
 
 
 @st.composite
@@ -120,7 +123,9 @@ def test_attacks_stay_in_the_ball_and_in_the_box(problem, p, norm, eps, loss, ba
 @given(problems(), st.one_of(ORDERS, st.just(1.0)), NORMS, BUDGETS, st.integers(1, 12), st.integers(1, 25))
 def test_the_knapsack_stays_in_the_ball_and_agrees_with_its_distances(problem, p, norm, eps, batch_size, max_iter):
     (classifier, x, y), given, bounds = problem
-    attack = WassersteinKnapsack(classifier, p, norm, eps, max_iter, batch_size, verbose=False)
+    attack = WassersteinKnapsack(
+        classifier, p=p, norm=norm, eps=eps, max_iter=max_iter, batch_size=batch_size, verbose=False
+    )
     found = attack.generate(given, y)
     assert_feasible(found, x, bounds, p, norm, eps)
     assert (attack.distances_ >= 0).all()

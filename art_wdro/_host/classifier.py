@@ -9,29 +9,43 @@ from __future__ import annotations
 
 import math
 import random
+import threading
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from art.estimators.certification.randomized_smoothing.randomized_smoothing import RandomizedSmoothingMixin
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor, nn
 
+from art_wdro._host.outputs import logits_in, number_format
 from art_wdro._host.precision import in_precision
 from art_wdro._host.preprocessing import preprocessing
 from art_wdro._storage.arrays import Rows, parts
 from art_wdro._storage.checkpoint import described, fingerprint
+
+LogitsOf = Callable[[Tensor], Tensor]
+"""Maps raw inputs (N, ...) to logits (N, K), differentiably."""
 
 
 def require_pytorch(owner: type | Callable[..., object], classifier: object) -> None:
     """Refuse an estimator that is not ART's `PyTorchClassifier`.
 
     :raises EstimatorError: ART's own error, with what was given.
+    :raises ValueError: If it predicts by votes under noise, of which its network's logits say nothing.
     """
     if not isinstance(classifier, PyTorchClassifier):
         raise EstimatorError(owner, [PyTorchClassifier], classifier)
+    if isinstance(classifier, RandomizedSmoothingMixin):
+        raise ValueError(
+            f"classifier is a {type(classifier).__name__}, which predicts by votes under noise, not by its network's "
+            "logits; give a PyTorchClassifier of the network, whose figures are not those of the smoothed classifier"
+        )
 
 
 def require_optimiser(classifier: PyTorchClassifier) -> None:
@@ -57,48 +71,87 @@ def network(classifier: PyTorchClassifier) -> nn.Module:
     return own
 
 
-def logits_of(
-    classifier: PyTorchClassifier, *, training: bool = False, precision: str = "float32"
-) -> Callable[[Tensor], Tensor]:
+def logits_of(classifier: PyTorchClassifier, *, training: bool = False, precision: str = "float32") -> LogitsOf:
     """Return the function from raw inputs (N, ...) to logits (N, K), differentiable in both.
 
-    The classifier's preprocessing is part of it. The module's train or eval mode is the caller's.
+    The classifier's preprocessing is part of it. The module's train or eval mode is the caller's. The network gets a
+    tensor of its own, which a layer may overwrite, in its own number format.
 
     :param training: Apply the preprocessing that ART applies when fitting instead of predicting.
     :param precision: Number format of the passes, a name in `PRECISIONS`.
     :raises ValueError: From the function, if the network does not put out (N, nb_classes).
     """
-    preprocess = preprocessing(classifier, training)
+    preprocess, own_format = preprocessing(classifier, training), number_format(network(classifier))
+    compiled = is_compiled(network(classifier))
 
     def function(x: Tensor) -> Tensor:
-        outputs = classifier._model(preprocess(x))
+        prepared = preprocess(x).to(own_format)
+        if prepared.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+            prepared = prepared.clone()
         # ART's wrapper returns the outputs of all layers of an nn.Sequential; the logits are the last
-        logits: Tensor = outputs[-1]
-        if logits.shape != (len(x), classifier.nb_classes):
-            raise ValueError(
-                f"classifier puts out the shape {tuple(logits.shape)} for {len(x)} samples; needed are "
-                f"logits of shape ({len(x)}, nb_classes={classifier.nb_classes})"
-            )
-        return logits
+        with _quietly(compiled):
+            output = classifier._model(prepared)[-1]
+        return logits_in(output, len(x), classifier.nb_classes).to(torch.promote_types(x.dtype, torch.float32))
 
-    return in_precision(function, precision, classifier.device)
+    found = in_precision(function, precision, classifier.device)
+    found.owns_input = True  # type: ignore[attr-defined]
+    return found
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Tell whether a network is one of `torch.compile`, which compiles anew for a batch of another size."""
+    return hasattr(model, "_orig_mod")
+
+
+@contextmanager
+def _quietly(compiled: bool) -> Iterator[None]:
+    """Keep torch's compiler from warning of the gradient of its input, which it asks for and nobody wants."""
+    if not compiled:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        yield
+
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+"""One lock for every network that was changed for a while."""
+_making = threading.Lock()
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """Return the lock of a network: who changes its modes, gradients or weights for a while holds it."""
+    with _making:
+        return _locks.setdefault(model, threading.RLock())
 
 
 @contextmanager
 def restored(classifier: PyTorchClassifier) -> Iterator[None]:
-    """Put every module back in its own mode afterwards, and every parameter's `.grad` and `requires_grad`."""
-    # a frozen ScriptModule has no mode
-    modes = [(module, module.training) for module in classifier._model.modules() if hasattr(module, "training")]
-    parameters = [(weight, weight.grad, weight.requires_grad) for weight in classifier._model.parameters()]
-    for weight, _, _ in parameters:
-        weight.grad = None
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for weight, gradient, trained in parameters:
-            weight.requires_grad_(trained).grad = gradient
+    """Put every module back in its own mode afterwards, and every parameter's `.grad` and `requires_grad`.
+
+    Other threads that want to change the same network wait.
+    """
+    with lock_of(network(classifier)):
+        # a frozen ScriptModule has no mode
+        modes = [(module, module.training) for module in classifier._model.modules() if hasattr(module, "training")]
+        parameters = [(weight, weight.grad, weight.requires_grad) for weight in classifier._model.parameters()]
+
+        def restore() -> None:
+            for module, mode in modes:
+                module.training = mode
+            for weight, gradient, trained in parameters:
+                weight.requires_grad_(trained).grad = gradient
+
+        try:
+            try:
+                for weight, _, _ in parameters:
+                    weight.grad = None
+                yield
+            finally:
+                restore()
+        except BaseException:  # Ctrl-C may come in the middle of restoring
+            restore()
+            raise
 
 
 @contextmanager
@@ -134,18 +187,28 @@ def undisturbed(classifier: PyTorchClassifier, batch_size: int) -> Iterator[None
 
     :param batch_size: What an error names when the device's memory is exhausted.
     """
-    numpy_state, python_state = np.random.get_state(), random.getstate()
     cuda = [classifier.device] if classifier.device.type == "cuda" else []
-    try:
-        with (
-            torch.random.fork_rng(devices=cuda),
-            evaluating(classifier),
-            hint_at_memory("batch_size", batch_size),
-        ):
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+    with lock_of(network(classifier)):
+        numpy_state, python_state, torch_state = np.random.get_state(), random.getstate(), torch.get_rng_state()
+
+        def restore() -> None:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+            torch.set_rng_state(torch_state)
+
+        try:
+            try:
+                with (
+                    torch.random.fork_rng(devices=cuda),
+                    evaluating(classifier),
+                    hint_at_memory("batch_size", batch_size),
+                ):
+                    yield
+            finally:
+                restore()
+        except BaseException:  # Ctrl-C may come in the middle of restoring
+            restore()
+            raise
 
 
 def box(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
@@ -155,6 +218,8 @@ def box(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
     """
     if classifier.clip_values is None:
         return None
+    if any(np.isnan(np.asarray(bound, dtype=float)).any() for bound in classifier.clip_values):
+        raise ValueError(f"clip_values are {classifier.clip_values} and hold NaN; allowed are numbers, inf included")
     lower, upper = (_bound(value, tuple(classifier.input_shape)) for value in classifier.clip_values)
     return lower.to(classifier.device), upper.to(classifier.device)
 

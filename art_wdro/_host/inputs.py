@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from art_wdro._host.classifier import box
 from art_wdro._ranks import shards, together
 from art_wdro._storage.arrays import Rows, as_float32, parts, share
+from art_wdro._threat.geometry import clip
 from art_wdro.losses import class_indices
+
+ROUNDING = 4 * torch.finfo(torch.float32).eps
+"""By how much inputs may leave the box, in units of its larger bound: what standardising them rounds away."""
 
 
 def as_numbers(x: Any, name: str) -> Tensor:
@@ -27,10 +32,23 @@ def as_numbers(x: Any, name: str) -> Tensor:
         if x.is_complex():
             raise TypeError(f"{name} has the dtype {x.dtype}; allowed are real numbers")
         return _detach(x)
-    array = np.asarray(x)
+    array = _as_array(x, name)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} has the dtype {array.dtype}; allowed are real numbers")
     return share(array)
+
+
+def _as_array(values: Any, name: str) -> np.ndarray:
+    """Return an array of what should be one.
+
+    :raises ValueError: If its parts differ in shape.
+    """
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} is a {type(values).__name__} of parts that differ in shape; needed is an array"
+        ) from error
 
 
 @torch.inference_mode(False)
@@ -41,7 +59,8 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
     :param name: What the errors call it.
     :return: The inputs, detached; NumPy data stays on the host.
     :raises TypeError: If the values are no numbers.
-    :raises ValueError: If x is empty, does not fit the classifier, holds NaN or inf, or leaves clip_values.
+    :raises ValueError: If x is empty, does not fit the classifier, holds NaN or inf, or leaves clip_values; what leaves
+        them by rounding alone is clipped.
     """
     tensor = as_float32(as_numbers(x, name))
     expected = tuple(classifier.input_shape)
@@ -58,7 +77,7 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
         raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; needed is at least one sample")
     bounds = box(classifier)
     lower, upper = (None, None) if bounds is None else (bound.to(tensor.device) for bound in bounds)
-    data = Rows(tensor, tensor.device)
+    data, rounded = Rows(tensor, tensor.device), False
     for rows in parts(len(data), data.at_once(len(data))):
         values = data[rows]
         unusable = ~torch.isfinite(values)
@@ -68,12 +87,26 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
         if lower is None or upper is None:
             continue
         outside = (values < lower) | (values > upper)
-        if outside.any():
+        if not outside.any():
+            continue
+        slack = ROUNDING * torch.maximum(lower.abs(), upper.abs()).nan_to_num(posinf=0.0)
+        beyond = (values < lower - slack) | (values > upper + slack)
+        if beyond.any():
             raise ValueError(
-                f"{name} lies in [{tensor.min():g}, {tensor.max():g}], outside of the classifier's clip_values "
-                f"in [{lower.min():g}, {upper.max():g}] (first in sample {rows.start + _first(outside)})"
+                f"{name} lies in [{tensor.min():.9g}, {tensor.max():.9g}], outside of the classifier's clip_values "
+                f"in [{lower.min():.9g}, {upper.max():.9g}] (first in sample {rows.start + _first(beyond)}); give the "
+                "bounds that the inputs have before the classifier's preprocessing, or clip_values=None for none"
             )
-    return tensor
+        rounded = True
+    return tensor if lower is None or upper is None or not rounded else _clipped(data, lower, upper)
+
+
+def _clipped(data: Rows, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return inputs that lie outside of the box by rounding alone, clipped, in the same kind of place."""
+    result = data.like(torch.float32)
+    for rows in parts(len(data), data.at_once(len(data))):
+        result[rows] = clip(data[rows], lower, upper)
+    return result.whole()
 
 
 @torch.inference_mode(False)
@@ -90,7 +123,7 @@ def as_labels(classifier: PyTorchClassifier, y: Any, count: int, name: str = "y"
     if y is None:
         raise ValueError(f"{name} is None; needed are {count} labels, as indices or one-hot rows")
     if not isinstance(y, Tensor):
-        array = np.asarray(y)
+        array = _as_array(y, name)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"{name} has the dtype {array.dtype}; allowed are class indices or one-hot rows")
         y = share(array.astype(np.int64) if array.dtype.kind in "ub" else array)
@@ -105,11 +138,29 @@ def as_labels(classifier: PyTorchClassifier, y: Any, count: int, name: str = "y"
     if y.is_floating_point() and not torch.isfinite(y).all():
         raise ValueError(f"{name} holds NaN or inf; allowed are class indices or one-hot rows")
     indices = class_indices(y, classes)
+    if y.dim() == 2 and y.shape[1] == classes and classes > 1:
+        _check_rows(name, y.double())
     if y.shape[-1] != classes or y.dim() == 1:
         wrong = (indices < 0) | (indices >= classes) | (y.reshape(-1) != indices)
         if wrong.any():
             raise ValueError(f"{name} holds the label {y.reshape(-1)[wrong][0]:g}; allowed are 0 to {classes - 1}")
     return indices
+
+
+def _check_rows(name: str, rows: Tensor) -> None:
+    """Refuse rows (N, K) that name no class: without one largest entry, or, of whole numbers, with none above 0.
+
+    Scores such as logits, which scripts for ART hand over as labels, may be negative.
+    """
+    largest = rows.amax(1, keepdim=True)
+    whole = (rows == rows.round()).all(1)
+    bad = ((rows == largest).sum(1) > 1) | (whole & ((rows < 0).any(1) | (largest[:, 0] <= 0)))
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        row = [round(value, 6) for value in rows[first].tolist()]
+        raise ValueError(
+            f"{name} names no class in row {first}, {row}; allowed are one-hot rows, and scores with one largest"
+        )
 
 
 def labelled_data(classifier: PyTorchClassifier, x: Any, y: Any | None) -> tuple[Tensor, Tensor]:
@@ -151,7 +202,7 @@ def as_arrays(x: Any, y: Any) -> tuple[Any, Any]:
     count = 0
     with tempfile.TemporaryFile(prefix="art-wdro-") as file, torch.random.fork_rng(devices=[]):
         for batch in loader:
-            inputs, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
+            inputs, *rest = _parts_of(batch)
             array = np.ascontiguousarray(inputs)
             first = array if first is None else first
             if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
@@ -160,7 +211,7 @@ def as_arrays(x: Any, y: Any) -> tuple[Any, Any]:
                     f"{first.dtype}; needed are equal ones"
                 )
             file.write(array.tobytes())
-            labels += [np.asarray(part) for part in rest[:1]]
+            labels += [np.asarray(part) for part in rest]
             count += len(array)
         if first is None:
             raise ValueError("x yields no samples; needed is at least one")
@@ -169,3 +220,16 @@ def as_arrays(x: Any, y: Any) -> tuple[Any, Any]:
     if labels and y is not None:
         raise ValueError("y is given, and x brings labels of its own; give one of them")
     return inputs, torch.from_numpy(np.concatenate(labels)) if labels else y
+
+
+def _parts_of(batch: Any) -> Sequence[Any]:
+    """Return the inputs that a loader yields, and the labels beside them, if there are any.
+
+    :raises TypeError: If it yields anything else.
+    """
+    if isinstance(batch, Mapping):
+        raise TypeError(f"x yields dicts with the keys {[*batch]}; allowed are inputs, or pairs of inputs and labels")
+    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    if not 1 <= len(parts) <= 2:
+        raise TypeError(f"x yields {len(parts)} parts an item; allowed are inputs, or pairs of inputs and labels")
+    return parts

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from art_wdro._host import classifier as host
 from art_wdro._ranks import mean
-from art_wdro.losses import are_probabilities, predicted
+from art_wdro.losses import predicted
 
 
 def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Tensor:
@@ -23,21 +21,6 @@ def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) 
         for rows, points in host.batches_of(classifier, batch_size, x):
             found[rows] = predicted(function(points))
     return found
-
-
-def warn_of_probabilities(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> None:
-    """Issue a `UserWarning` if the network puts out probabilities where logits are needed, as seen on a few inputs."""
-    few = x[: min(16, batch_size)].to(classifier.device)
-    if len(few) == 0:
-        return
-    with host.undisturbed(classifier, batch_size), torch.no_grad():
-        outputs = host.logits_of(classifier)(few)
-    if are_probabilities(outputs):
-        warnings.warn(
-            "the classifier puts out probabilities; attacks need logits, and leave too much accuracy without",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def labels_for(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Tensor:

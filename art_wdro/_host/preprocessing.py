@@ -22,7 +22,17 @@ def preprocessing(classifier: PyTorchClassifier, training: bool) -> Callable[[Te
         return lambda x: x
     if not classifier.all_framework_preprocessing:
         return lambda x: _NumPyPreprocessing.apply(x, classifier, training)
-    return lambda x: classifier._apply_preprocessing(x, None, fit=training, no_grad=False)[0]
+    # ART's own standardisation makes a tensor of its own; what else there is may write to what it is given
+    pure = all(
+        isinstance(operation, StandardisationMeanStdPyTorch) for operation in classifier.preprocessing_operations
+    )
+
+    def function(x: Tensor) -> Tensor:
+        given = x if pure else x.clone()
+        prepared: Tensor = classifier._apply_preprocessing(given, None, fit=training, no_grad=False)[0]
+        return prepared
+
+    return function
 
 
 def standardisation(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
@@ -54,13 +64,13 @@ class _NumPyPreprocessing(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, classifier: PyTorchClassifier, training: bool) -> Tensor:
-        ctx.array, ctx.classifier, ctx.training = x.cpu().numpy(), classifier, training
-        array, _ = classifier._apply_preprocessing(ctx.array, None, fit=training)
+        ctx.array, ctx.classifier, ctx.training = x.cpu().numpy().copy(), classifier, training
+        array, _ = classifier._apply_preprocessing(ctx.array.copy(), None, fit=training)
         return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(x.device)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         array = gradients[0].cpu().numpy()
         with torch.enable_grad():  # some of ART's estimates differentiate, and backward passes switch that off
-            array = ctx.classifier._apply_preprocessing_gradient(ctx.array, array, fit=ctx.training)
+            array = ctx.classifier._apply_preprocessing_gradient(ctx.array.copy(), array, fit=ctx.training)
         return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(gradients[0].device), None, None

@@ -92,7 +92,9 @@ class PaperTrainer(DistributionalTRADESTrainer):
 def paper_attack(classifier: PyTorchClassifier, p: float, eps: float) -> WassersteinPGD:
     """Return the attack of the paper's tables: 20 steps of eps / 20, cross-entropy for W_inf and ReDLR for W_2."""
     loss, step = "ce" if math.isinf(p) else "redlr", eps / 20 if eps > 0 else None
-    return WassersteinPGD(classifier, p, eps=eps, eps_step=step, max_iter=20, loss=loss, batch_size=250, verbose=False)
+    return WassersteinPGD(
+        classifier, p=p, eps=eps, eps_step=step, max_iter=20, loss=loss, batch_size=250, verbose=False
+    )
 
 
 def paper_figures(classifier: PyTorchClassifier, data: Split, eps: float) -> dict[str, float]:

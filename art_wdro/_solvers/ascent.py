@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.batches import Bar, LogitsOf, Samples, silent
+from art_wdro._solvers.batches import Bar, LogitsOf, Samples, owning, silent
 from art_wdro._solvers.iterate import Best, Iterate
 from art_wdro._solvers.objective import Objective, Value
 from art_wdro._storage.arrays import Rows, Some, parts, staged
@@ -119,7 +119,7 @@ def w_pgd(
     ([1, 0], 0.2)
     """
     ascent = ascend(
-        Objective.of(logits_of, loss, targeted),
+        Objective.of(owning(logits_of), loss, targeted),
         Samples(x, labels, as_box(box, labels.device), mask, batch_size),
         Threat(p, r, as_box(box, labels.device)),
         budget=eps,

@@ -29,11 +29,19 @@ def silent(items: Iterable[T]) -> Iterable[T]:
     return items
 
 
+def owning(logits_of: LogitsOf) -> LogitsOf:
+    """Return a function of logits that gives the network a tensor of its own, which a layer may overwrite."""
+    if getattr(logits_of, "owns_input", False):
+        return logits_of
+    return lambda x: logits_of(x.clone())
+
+
 class Counted:
     """A function of logits that counts the inputs by which it is differentiated."""
 
     def __init__(self, logits_of: LogitsOf) -> None:
         self._logits_of = logits_of
+        self.owns_input = getattr(logits_of, "owns_input", False)
         self.gradients = 0
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.batches import Bar, Found, LogitsOf, Samples, search_in_batches, silent
+from art_wdro._solvers.batches import Bar, Found, LogitsOf, Samples, owning, search_in_batches, silent
 from art_wdro._solvers.margins import Margins, cosine
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.geometry import displace
@@ -81,7 +81,7 @@ def least_distances(
         own.run(max_iter)
         return own.found(own.nearest, torch.isfinite(own.radius))
 
-    return search_in_batches(search, logits_of, samples, r, checkpoint=checkpoint, bar=bar)
+    return search_in_batches(search, owning(logits_of), samples, r, checkpoint=checkpoint, bar=bar)
 
 
 class Search(Margins):

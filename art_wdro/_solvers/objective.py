@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from art_wdro._solvers.batches import owning
 from art_wdro._storage.arrays import Rows, parts
 from art_wdro._threat.norms import dual_exponent, dual_norms, mean_of_sums, merged_sums, power_sums, whole_sums
 from art_wdro.losses import RECTIFIED, PerSampleLoss, as_float, attack_objective, predicted
@@ -110,7 +111,7 @@ def upsilon(
     """
     data = Rows(x, labels.device)
     batches = ((data[rows], labels[rows]) for rows in parts(len(data), batch_size))
-    return sensitivity_of(Objective.of(logits_of, loss), batches, p, r)
+    return sensitivity_of(Objective.of(owning(logits_of), loss), batches, p, r)
 
 
 def sensitivity_of(objective: Objective, batches: Iterable[tuple[Tensor, Tensor]], p: float, r: float) -> Tensor:

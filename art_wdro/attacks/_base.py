@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import abc
+import functools
+import inspect
+import math
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,13 +25,45 @@ from tqdm.auto import tqdm
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
+from art_wdro._host.doubts import warn_of_doubts
 from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
 from art_wdro._host.predictions import labels_for
-from art_wdro._ranks import is_first, shards, together
+from art_wdro._ranks import count, is_first, shards, together
 from art_wdro._solvers.batches import Samples
 from art_wdro._storage.arrays import placed
 from art_wdro._storage.checkpoint import Checkpoint, described, fingerprint
 from art_wdro._threat.threat import Threat
+
+F = TypeVar("F", bound=Callable[..., None])
+ARTS_ORDER = "norm", "eps", "eps_step", "decay", "max_iter", "targeted", "num_random_init", "batch_size"
+"""Parameters of ART's PGD after the estimator."""
+
+
+def named(*theirs: str) -> Callable[[F], F]:
+    """Return a decorator of a constructor that warns of parameters by position, which ART's attacks order otherwise.
+
+    :param theirs: ART's order after the estimator.
+    """
+
+    def decorated(constructor: F) -> F:
+        own = [*inspect.signature(constructor).parameters][2:]
+
+        @functools.wraps(constructor)
+        def checked(self: Any, estimator: Any, *positional: Any, **given: Any) -> None:
+            if positional:
+                here = ", ".join(f"{name}={value!r}" for name, value in zip(own, positional, strict=False))
+                there = ", ".join(f"{name}={value!r}" for name, value in zip(theirs, positional, strict=False))
+                warnings.warn(
+                    f"{type(self).__name__} reads its positional parameters as {here}, where ART's attacks would read "
+                    f"{there}; give their names, which the next version needs",
+                    FutureWarning,
+                    stacklevel=2,
+                )
+            constructor(self, estimator, *positional, **given)
+
+        return cast(F, checked)
+
+    return decorated
 
 
 class _Generate:
@@ -124,6 +160,14 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
             if y is None and self.targeted:
                 raise ValueError("y is None; a targeted attack needs the target labels")
             labels = None if y is None else as_labels(classifier, y, len(inputs))
+        warn_of_doubts(classifier, inputs, self.batch_size, stacklevel=4)
+        if math.isfinite(self.p) and count(len(inputs)) == 1:
+            warnings.warn(
+                "x has one sample, which gets the whole budget; attack the whole data set in one call, or its samples "
+                "share nothing",
+                UserWarning,
+                stacklevel=3,
+            )
         return self.attack_tensors(inputs, labels, movable, file).cpu().numpy()
 
     def attack_tensors(

@@ -15,7 +15,7 @@ from art_wdro._ranks import average
 from art_wdro._solvers.balls import attack_in_balls
 from art_wdro._solvers.batches import Samples
 from art_wdro._storage.checkpoint import Checkpoint
-from art_wdro.attacks._base import WassersteinAttack
+from art_wdro.attacks._base import ARTS_ORDER, WassersteinAttack, named
 
 
 class WassersteinDistributionalAttack(WassersteinAttack):
@@ -45,6 +45,7 @@ class WassersteinDistributionalAttack(WassersteinAttack):
     max_iter: int
     classes: int
 
+    @named(*ARTS_ORDER)
     def __init__(
         self,
         estimator: PyTorchClassifier,

@@ -19,7 +19,7 @@ from art_wdro._solvers.stepping_out import stepped_out_distances
 from art_wdro._storage.arrays import mixed
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.knapsack import knapsack
-from art_wdro.attacks._base import WassersteinAttack
+from art_wdro.attacks._base import ARTS_ORDER, WassersteinAttack, named
 
 SEARCHES = ("newton", "stepping-out")
 
@@ -48,6 +48,7 @@ class WassersteinKnapsack(WassersteinAttack):
     max_iter: int
     search: str
 
+    @named(*ARTS_ORDER)
     def __init__(
         self,
         estimator: PyTorchClassifier,

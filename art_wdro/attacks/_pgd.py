@@ -18,7 +18,7 @@ from art_wdro._ranks import average
 from art_wdro._solvers.ascent import SCHEDULES, w_pgd
 from art_wdro._solvers.batches import Counted, Samples
 from art_wdro._storage.checkpoint import Checkpoint
-from art_wdro.attacks._base import WassersteinAttack
+from art_wdro.attacks._base import ARTS_ORDER, WassersteinAttack, named
 from art_wdro.losses import PerSampleLoss, attack_objective
 
 
@@ -116,6 +116,7 @@ class WassersteinPGD(WassersteinAscent):
 
     attack_params = [*WassersteinAscent.attack_params, "eps_step", "max_iter", "schedule"]
 
+    @named(*ARTS_ORDER)
     def __init__(
         self,
         estimator: PyTorchClassifier,
@@ -196,6 +197,7 @@ class WassersteinFGM(WassersteinAscent):
 
     eps_step: float | None
 
+    @named(*ARTS_ORDER)
     def __init__(
         self,
         estimator: PyTorchClassifier,

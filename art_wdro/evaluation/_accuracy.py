@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
 from art_wdro._host import classifier as host
+from art_wdro._host.doubts import disagreement, warn_of_doubts
 from art_wdro._host.inputs import labelled_data
-from art_wdro._host.predictions import accuracy_left, warn_of_probabilities
+from art_wdro._host.predictions import accuracy_left
 from art_wdro.attacks._base import WassersteinAttack
 from art_wdro.attacks._pgd import WassersteinPGD
 
@@ -33,7 +35,8 @@ def adversarial_accuracy(
     """Measure the accuracy on what an attack makes of the whole data set.
 
     An attack that splits mass, as :class:`WassersteinDistributionalAttack` does, counts by the mass at each point. A
-    `UserWarning` says so if the network puts out probabilities, with which attacks fail and accuracies are too high.
+    `UserWarning` says so if the figure is doubtful: if the network puts out probabilities, is random or couples the
+    samples of a batch, or if the classifier's own predictions are not those of its logits.
 
     :param classifier: The classifier to evaluate.
     :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch.
@@ -61,7 +64,10 @@ def adversarial_accuracy(
         raise TypeError(f"attack is {attack!r}; allowed is an EvasionAttack of ART")
     if attack.targeted:
         raise ValueError(f"attack is {attack!r}; allowed is an untargeted one, since y are the true labels")
-    warn_of_probabilities(classifier, inputs, batch_size)
+    warn_of_doubts(classifier, inputs, batch_size)
+    differs = disagreement(classifier, inputs, labels, batch_size)
+    if differs is not None:
+        warnings.warn(differs, UserWarning, stacklevel=2)
     with host.undisturbed(classifier, batch_size):
         array = inputs.cpu().numpy()
         own = isinstance(attack, WassersteinAttack)  # another one might write to what it is given

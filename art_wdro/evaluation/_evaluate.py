@@ -76,12 +76,11 @@ def evaluate(
     host.require_pytorch(evaluate, classifier)
     threat = arguments.order(p), arguments.ground_norm(norm), arguments.real("eps", eps, 0.0)
     certified = None if certified is None else arguments.flag("certified", certified)
-    data = labelled_data(classifier, x, y)
-    case = Case(classifier, *data, *threat, arguments.integer("batch_size", batch_size, 1))
+    case = Case(classifier, *labelled_data(classifier, x, y), *threat, arguments.integer("batch_size", batch_size, 1))
     reason = why_uncertified(classifier, count(len(case.x)), certified)
     attempts = attempts_on(case, knapsack_iter, check_autoattack(classifier, autoattack, case.r))
 
-    found = check_model(classifier, *data, case.batch_size) if len(case.x) else []
+    found = check_model(case) if len(case.x) else []
     rows: list[Row] = []
     arrays: dict[str, np.ndarray] = {}
     pool = Pool(case)

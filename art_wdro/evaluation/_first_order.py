@@ -122,7 +122,7 @@ def accuracy_bounds(
     host.require_pytorch(accuracy_bounds, classifier)
     loss = arguments.choice("loss", loss, ("redlr", "ce"))
     inputs, labels = labelled_data(classifier, x, y)
-    attack = WassersteinFGM(classifier, p, norm, eps, loss, batch_size=batch_size, verbose=False)
+    attack = WassersteinFGM(classifier, p=p, norm=norm, eps=eps, loss=loss, batch_size=batch_size, verbose=False)
     return bounds_of(attack, inputs, labels)
 
 

@@ -6,43 +6,30 @@ from __future__ import annotations
 import math
 
 import torch
-from art.estimators.classification import PyTorchClassifier
-from torch import Tensor
 
 from art_wdro._host import classifier as host
+from art_wdro._host.doubts import disagreement, doubts
 from art_wdro._solvers.objective import Objective
-from art_wdro.evaluation._attempts import Pool
+from art_wdro.evaluation._attempts import Case, Pool
 from art_wdro.evaluation._report import Row
-from art_wdro.losses import are_probabilities, predicted
+from art_wdro.losses import predicted
 
-SAME, SAME_OF_LARGEST = 1e-4, 1e-5
-"""Difference of two passes' logits, relative to each and to the largest, up to which the network is not random."""
 FLAT = 0.01
 """Share of the correctly classified samples that may have no gradient."""
 
 
-def check_model(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_size: int) -> list[str]:
-    """Look for what makes an evaluation meaningless, on one batch.
-
-    Source: the checks of AutoAttack, Croce, Hein, 2020, arXiv:2003.01690.
-    """
-    found = []
-    x, labels = x[:batch_size].to(classifier.device), labels[:batch_size].to(classifier.device)
+def check_model(case: Case) -> list[str]:
+    """Look for what makes an evaluation meaningless: doubts of any attack, other predictions, vanishing gradients."""
+    classifier, size = case.classifier, case.batch_size
+    differs = disagreement(classifier, case.x, case.labels, size)
+    found = [*doubts(classifier, case.x, size), *([] if differs is None else [differs])]
+    x, labels = (values[:size].to(classifier.device) for values in (case.x, case.labels))
     function = host.logits_of(classifier)
-    with host.undisturbed(classifier, batch_size):
+    with host.undisturbed(classifier, size):
         with torch.no_grad():
-            first, second = function(x).double(), function(x).double()
-        if are_probabilities(first):
-            found.append("the classifier puts out probabilities; ReDLR, DLR and margins need logits")
-        close = SAME * first.abs() + SAME_OF_LARGEST * first.abs().max()
-        if torch.isfinite(first).all() and ((first - second).abs() > close).any():
-            found.append(
-                "two forward passes differ: the classifier is random, and gradients of one pass say little about it"
-            )
-        correct = predicted(first) == labels
+            correct = predicted(function(x)) == labels
         if correct.any():
-            objective = Objective.of(function, "redlr")
-            _, gradient = objective.gradient(x[correct], labels[correct])
+            _, gradient = Objective.of(function, "redlr").gradient(x[correct], labels[correct])
             vanishing = (gradient.flatten(1) == 0).all(1).double().mean().item()
             if vanishing > FLAT:
                 found.append(

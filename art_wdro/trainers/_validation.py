@@ -10,8 +10,9 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch.utils.data import DataLoader, Dataset
 
+from art_wdro._host.doubts import warn_of_doubts
 from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
-from art_wdro._host.predictions import accuracy_left, warn_of_probabilities
+from art_wdro._host.predictions import accuracy_left
 from art_wdro._ranks import mine, shards
 from art_wdro.attacks._pgd import WassersteinPGD
 from art_wdro.trainers._minibatches import Batch
@@ -44,7 +45,7 @@ def validation_accuracies(
     pointwise = WassersteinPGD(classifier, p=math.inf, loss="ce", **threat)
     distributional = WassersteinPGD(classifier, p=p, **threat)
     size = distributional.batch_size
-    warn_of_probabilities(classifier, x, size)
+    warn_of_doubts(classifier, x, size)
     points = {
         "clean_accuracy": x,
         "winf_accuracy": pointwise.attack_tensors(x, labels),
