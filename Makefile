@@ -7,13 +7,21 @@ NEWEST_PYTHON ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-matrix test-oldest test-newest fast-tests lint docs notebooks package bench art-suite clean
+.PHONY: demo test fast test-matrix test-oldest test-newest lint docs notebooks package bench art-suite clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py $(ARGS)
 
+# One process a core; each begins with tests that lie together, which share what they set up, and the first to end takes
+# over from the others. ARGS="-n 0" is one process, as a plain pytest is.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# What is not marked slow: no long training, no programs.
+fast: $(VENV)/.test
+	$(PYTEST) -m "not slow" $(ARGS)
 
 # The fast tests at both ends of what is supported: the lower bounds of setup.cfg, and the newest that pip finds.
 test-matrix: test-oldest test-newest
@@ -21,14 +29,10 @@ test-matrix: test-oldest test-newest
 test-oldest:
 	mkdir -p build
 	$(OLDEST_PYTHON) .ci/oldest.py > build/oldest.txt
-	PIP_CONSTRAINT=$(CURDIR)/build/oldest.txt $(MAKE) fast-tests PYTHON=$(OLDEST_PYTHON) VENV=.venv-oldest
+	PIP_CONSTRAINT=$(CURDIR)/build/oldest.txt $(MAKE) fast PYTHON=$(OLDEST_PYTHON) VENV=.venv-oldest
 
 test-newest:
-	$(MAKE) fast-tests PYTHON=$(NEWEST_PYTHON) VENV=.venv-newest
-
-fast-tests: $(VENV)/.test
-	$(BIN)/python -c "from art_wdro._reproduction.machine import machine; print(machine())"
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(MAKE) fast PYTHON=$(NEWEST_PYTHON) VENV=.venv-newest
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

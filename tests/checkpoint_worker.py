@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""A training run that kills itself with SIGKILL at a given moment, for tests/test_checkpoint.py.
-
-python checkpoint_worker.py CHECKPOINT RESULT MOMENT [NUMBER]
-"""
+"""A training run that kills itself with SIGKILL at a given moment, for tests/test_checkpoint.py."""
 
 from __future__ import annotations
 
 import io
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -67,6 +63,7 @@ def run(checkpoint: Path | None) -> dict[str, object]:
     return state | {"history": history, "best": trainer.best_epoch}
 
 
-if __name__ == "__main__":
-    arm(sys.argv[3], int(sys.argv[4]) if len(sys.argv) > 4 else 0)
-    torch.serialization.save(run(Path(sys.argv[1])), sys.argv[2])
+def main(checkpoint: Path, result: Path, moment: str, number: int = 0) -> None:
+    """Run with a checkpoint, and save what comes out, unless the moment comes first."""
+    arm(moment, number)
+    torch.serialization.save(run(checkpoint), result)

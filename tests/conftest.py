@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +16,21 @@ from hypothesis import settings
 from sklearn.datasets import load_digits
 from torch import nn
 
+from art_wdro._reproduction.machine import machine
+
 # the networks are so small that a second thread only waits
 torch.set_num_threads(1)
+# and so do those of the programs that tests start, and of the workers of pytest-xdist
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # the first example pays for imports and thread pools, which says nothing about the code
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+def pytest_report_header() -> str:
+    """Say on what, and with which versions, the tests run."""
+    return str(machine())
+
 
 ORDERS = (1.5, 2.0, 3.0, math.inf)
 BUDGETS = {1.0: 0.3, 2.0: 0.1, math.inf: 0.03}

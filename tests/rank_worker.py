@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What every rank does in tests/test_ranks.py, under torchrun: attack its shard, train, save what came out.
 
-torchrun --nproc-per-node N rank_worker.py FOLDER CASE
+torchrun --nproc-per-node N rank_worker.py FOLDER CASE...
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from art_wdro import (
     sharded,
     wasserstein_distance,
 )
-from tests.conftest import BUDGETS, digits, linear_problem, make_classifier
+from tests.conftest import BUDGETS, Problem, digits, linear_problem, make_classifier
 
 THREATS = [(p, r) for p in (1.5, 2.0, np.inf) for r in (1.0, 2.0, np.inf)]
 SHARDS = {1: [60], 2: [23, 37], 3: [41, 0, 19]}
@@ -109,56 +109,63 @@ def train(
     return found | {"history": np.array([[record[name] for name in names] for record in trainer.history])}
 
 
-def main() -> None:
+def refused(problem: Problem, mine: slice, batch_size: int) -> dict[str, np.ndarray]:
+    """Give one rank what it must refuse, and all ranks what they must agree on; then go on together."""
+    rank = dist.get_rank()
+    x, y = problem.x[mine].copy(), problem.y[mine]
+    x[0] = np.nan if rank == 1 else x[0]
+    said = []
+    for call in (lambda: attack(x, y), lambda: sensitivity(problem.classifier, x, y)):
+        try:
+            call()
+        except (ValueError, RuntimeError) as error:
+            said.append(str(error))
+    try:
+        train(batch_size, "streaming", samples=103 - rank)
+    except ValueError as error:
+        said.append(str(error))
+    figures = []
+    train(batch_size, "streaming", on_epoch=lambda *_: figures.append(sensitivity(*problem)))
+    both = sensitivity(problem.classifier, problem.x[mine], problem.y[mine])  # the ranks are still together
+    return {"said": np.array(said), "figures": np.array(figures), "both": np.array(both)}
+
+
+def run(case: str, folder: Path) -> dict[str, np.ndarray]:
     """Run one case on this rank."""
-    torch.set_num_threads(1)
-    folder, case = Path(sys.argv[1]), sys.argv[2]
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    problem = linear_problem()
+    problem, batch_size = linear_problem(), 24 // ranks
     ends = np.cumsum([0, *SHARDS[ranks]])
     mine = slice(ends[rank], ends[rank + 1])
-    if case == "attack":
-        with sharded():
-            found = attack(problem.x[mine], problem.y[mine])
-        alone = WassersteinPGD(problem.classifier, verbose=False).generate(problem.x, problem.y)
-        found["outside"] = alone  # in the process group, but not in sharded()
-    elif case == "train":
-        with sharded():
-            found = train(24 // ranks, "streaming")
-            found |= {f"resampled {name}": value for name, value in train(24 // ranks, "resample").items()}
-            found |= {f"margin {name}": value for name, value in train_margins(24 // ranks).items()}
-    elif case == "weighted":
-        with sharded():
-            found = train(24 // ranks, "streaming", weight=torch.arange(1.0, 11.0))
-    elif case == "refused":
-        x, y = problem.x[mine].copy(), problem.y[mine]
-        x[0] = np.nan if rank == 1 else x[0]
-        said = []
-        with sharded():
-            for call in (lambda: attack(x, y), lambda: sensitivity(problem.classifier, x, y)):
-                try:
-                    call()
-                except (ValueError, RuntimeError) as error:
-                    said.append(str(error))
-            try:
-                train(24 // ranks, "streaming", samples=103 - rank)
-            except ValueError as error:
-                said.append(str(error))
-            figures = []
-            train(24 // ranks, "streaming", on_epoch=lambda *_: figures.append(sensitivity(*problem)))
-            both = sensitivity(problem.classifier, problem.x[mine], problem.y[mine])  # the ranks are still together
-        found = {"said": np.array(said), "figures": np.array(figures), "both": np.array(both)}
-    elif case == "resume":
-        with sharded():
-            train(24 // ranks, "streaming", str(folder / "run.ckpt"), epochs=1)
-            found = train(24 // ranks, "streaming", str(folder / "run.ckpt"))
-    else:
-        with sharded():
-            if rank == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            found = attack(problem.x[mine], problem.y[mine])
-    np.savez(folder / f"{case}-{rank}.npz", **found)
+    with sharded():
+        if case == "attack":
+            return attack(problem.x[mine], problem.y[mine])
+        if case == "train":
+            found = train(batch_size, "streaming")
+            found |= {f"resampled {name}": value for name, value in train(batch_size, "resample").items()}
+            return found | {f"margin {name}": value for name, value in train_margins(batch_size).items()}
+        if case == "weighted":
+            return train(batch_size, "streaming", weight=torch.arange(1.0, 11.0))
+        if case == "refused":
+            return refused(problem, mine, batch_size)
+        if case == "resume":
+            train(batch_size, "streaming", str(folder / "run.ckpt"), epochs=1)
+            return train(batch_size, "streaming", str(folder / "run.ckpt"))
+        if rank == 1:  # the case is "die"
+            os.kill(os.getpid(), signal.SIGKILL)
+        return attack(problem.x[mine], problem.y[mine])
+
+
+def main() -> None:
+    """Run the cases in turn on this rank, and save what each found."""
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    for case in sys.argv[2:]:
+        found = run(case, folder)
+        if case == "attack":  # in the process group, but not in sharded()
+            problem = linear_problem()
+            found["outside"] = WassersteinPGD(problem.classifier, verbose=False).generate(problem.x, problem.y)
+        np.savez(folder / f"{case}-{dist.get_rank()}.npz", **found)
     dist.destroy_process_group()
     threads = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
     assert not [name for name in threads if "gloo" in name], f"{threads} outlive the process group"

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +22,20 @@ from art_wdro._storage import checkpoint
 from tests import checkpoint_worker
 from tests.conftest import NORMS, digits, linear_problem
 
-ROOT = Path(__file__).parent.parent
 (X, Y), (X_TEST, Y_TEST) = digits()
 
 
-def start(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tests" / "checkpoint_worker.py"), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+# every process is forked from one that has only imports behind it, which take longer than a run
+PROCESSES = multiprocessing.get_context("forkserver")
+# the second one torch would import with the first optimiser
+PROCESSES.set_forkserver_preload([checkpoint_worker.__name__, "torch._dynamo"])
+
+
+def exit_code(*arguments: object) -> int | None:
+    process = PROCESSES.Process(target=checkpoint_worker.main, args=arguments, daemon=True)
+    process.start()
+    process.join(timeout=200)
+    return process.exitcode
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +59,15 @@ def assert_same(found, expected):
         assert found == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "number"), [("batch", 1), ("batch", 7), ("batch", 11), ("write", 0), ("write", 2), ("flush", 1)]
 )
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, uninterrupted, moment, number):
     checkpoint, result = tmp_path / "run.ckpt", tmp_path / "result.pt"
-    killed = start(checkpoint, result, moment, number)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert exit_code(checkpoint, result, moment, number) == -signal.SIGKILL
     assert not result.exists()
-    resumed = start(checkpoint, result, "never")
-    assert resumed.returncode == 0, resumed.stderr
+    assert exit_code(checkpoint, result, "never") == 0
     assert_same(torch.load(result, weights_only=True), uninterrupted)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-QUICK = ["--pretrain-epochs", "1", "--epochs", "2", "--train-samples", "128", "--test-samples", "50"]
+# a whole minibatch and half of one
+QUICK = ["--pretrain-epochs", "1", "--epochs", "2", "--train-samples", "96", "--test-samples", "20"]
 
 
 @pytest.fixture

@@ -230,6 +230,7 @@ print(length, (memory("VmHWM") - before) / x.nbytes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_resident_memory_does_not_grow_with_a_mapped_file(tmp_path):
     command = [sys.executable, "-c", RESIDENT, str(tmp_path / "x")]

@@ -11,6 +11,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from packaging.version import Version
 
@@ -43,6 +44,7 @@ def test_two_modules_read_private_attributes_of_a_classifier():
     assert readers == {"classifier", "preprocessing"}
 
 
+@pytest.mark.slow
 def test_importing_adds_nothing_heavy_to_art_and_torch():
     script = (
         "import sys, torch, tqdm.auto, art.attacks.evasion, art.estimators.classification, art.defences.trainer\n"
@@ -56,6 +58,7 @@ def test_importing_adds_nothing_heavy_to_art_and_torch():
     assert added <= {"art_wdro", "torch", "_remote_module_non_scriptable"}
 
 
+@pytest.mark.slow
 def test_without_click_the_version_is_printed_and_a_command_says_what_to_install(tmp_path):
     (tmp_path / "click.py").write_text("raise ModuleNotFoundError('none here', name='click')")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}

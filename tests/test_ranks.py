@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +22,39 @@ from tests import rank_worker
 ROOT = Path(__file__).parent.parent
 
 
-def torchrun(folder: Path, ranks: int, case: str) -> subprocess.CompletedProcess:
+CASES = {2: ("attack", "train", "refused", "resume"), 3: ("attack", "train", "weighted")}
+"""What the ranks of one job do in turn, by their number; the imports of a process take longer than a case."""
+
+Found = list[dict[str, np.ndarray]]
+"""What one case gave, by rank."""
+
+
+def torchrun(folder: Path, ranks: int, *cases: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    worker = [str(ROOT / "tests" / "rank_worker.py"), str(folder), case]
+    worker = [str(ROOT / "tests" / "rank_worker.py"), str(folder), *cases]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
-        [*command, *worker], capture_output=True, text=True, env=environment, timeout=300, check=False
+        [*command, "--log-dir", str(folder / "log"), *worker],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
     )
 
 
-def run(folder: Path, ranks: int, case: str) -> list[dict[str, np.ndarray]]:
-    done = torchrun(folder, ranks, case)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [dict(np.load(folder / f"{case}-{rank}.npz")) for rank in range(ranks)]
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> Callable[[int], dict[str, Found]]:
+    """The job of so many ranks, run when it is first asked for: what it found, by case."""
+
+    @functools.cache
+    def run(ranks: int) -> dict[str, Found]:
+        folder = tmp_path_factory.mktemp(f"ranks-{ranks}")
+        done = torchrun(folder, ranks, *CASES[ranks])
+        assert done.returncode == 0, done.stderr[-3000:]
+        return {case: [dict(np.load(folder / f"{case}-{rank}.npz")) for rank in range(ranks)] for case in CASES[ranks]}
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +63,10 @@ def alone() -> dict[str, np.ndarray]:
     return rank_worker.attack(problem.x, problem.y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_attacks_on_shards_equal_the_attack_on_all(tmp_path, alone, ranks):
-    found = run(tmp_path, ranks, "attack")
+def test_attacks_on_shards_equal_the_attack_on_all(job, alone, ranks):
+    found = job(ranks)["attack"]
     for name, expected in alone.items():
         if name.startswith(("pgd", "knapsack", "distances")):
             whole = np.concatenate([part[name] for part in found])
@@ -56,9 +79,10 @@ def test_attacks_on_shards_equal_the_attack_on_all(tmp_path, alone, ranks):
         assert len(part["outside"]) == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_training_over_ranks_equals_training_alone(tmp_path, ranks):
-    found = run(tmp_path, ranks, "train")
+def test_training_over_ranks_equals_training_alone(job, ranks):
+    found = job(ranks)["train"]
     expected = rank_worker.train(24, "streaming")
     expected |= {f"resampled {name}": value for name, value in rank_worker.train(24, "resample").items()}
     expected |= {f"margin {name}": value for name, value in rank_worker.train_margins(24).items()}
@@ -69,15 +93,17 @@ def test_training_over_ranks_equals_training_alone(tmp_path, ranks):
             np.testing.assert_array_equal(part[name], found[0][name], err_msg=name)
 
 
-def test_class_weights_count_over_all_ranks(tmp_path):
-    found = run(tmp_path, 3, "weighted")
+@pytest.mark.slow
+def test_class_weights_count_over_all_ranks(job):
+    found = job(3)["weighted"]
     for name, value in rank_worker.train(24, "streaming", weight=torch.arange(1.0, 11.0)).items():
         if name != "history":
             np.testing.assert_allclose(found[0][name], value, rtol=2e-3, atol=2e-4, err_msg=name)
 
 
-def test_what_one_rank_refuses_all_refuse(tmp_path):
-    first, second = run(tmp_path, 2, "refused")
+@pytest.mark.slow
+def test_what_one_rank_refuses_all_refuse(job):
+    first, second = job(2)["refused"]
     assert list(first["said"][:2]) == ["rank 1 refused its arguments; see its own error"] * 2
     assert all("x holds NaN or inf (first in sample 0)" in text for text in second["said"][:2])
     assert first["said"][2] == "rank 1 differs in data; all ranks must give fit the same arguments"
@@ -89,14 +115,16 @@ def test_what_one_rank_refuses_all_refuse(tmp_path):
     assert [float(first["both"]), float(second["both"])] == pytest.approx([upsilon] * 2)
 
 
-def test_a_checkpoint_over_ranks_goes_on(tmp_path):
-    found = run(tmp_path, 2, "resume")
+@pytest.mark.slow
+def test_a_checkpoint_over_ranks_goes_on(job):
+    found = job(2)["resume"]
     expected = rank_worker.train(24, "streaming")
     for part in found:
         for name, value in expected.items():
             np.testing.assert_allclose(part[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job(tmp_path):
     started = time.perf_counter()
     done = torchrun(tmp_path, 2, "die")

@@ -21,7 +21,6 @@ from art_wdro._reproduction.reproduction import TARGETS, Reproduction
 from art_wdro._reproduction.tables import Entry
 from art_wdro._sources.robustbench import _importable
 
-pytestmark = pytest.mark.slow
 SETTING = ["--epochs", "1", "--batch-size", "16", "--max-iter", "2", "--strong-samples", "6", "--no-autoattack"]
 SMALL = Protocol(data="small.npz", epochs=3, batch_size=8, max_iter=2, beta=1.0)
 SOURCE = "tests.test_reproduce:network"
@@ -48,6 +47,7 @@ def reproduce(*arguments: str) -> None:
     main(["reproduce", "--data", "small.npz", "--network", SOURCE, *SETTING, *arguments])
 
 
+@pytest.mark.slow
 def test_all_tables_and_figures(folder, capsys, monkeypatch):
     reproduce("--all", "--seeds", "2", "--json", "all.json")
     printed = capsys.readouterr().out
@@ -78,6 +78,7 @@ def test_all_tables_and_figures(folder, capsys, monkeypatch):
     assert json.loads((folder / "again.json").read_text()) == shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["after", "curves"])
 @pytest.mark.parametrize("moment", range(1, 12, 2))
 def test_an_interrupted_cell_goes_on(folder, monkeypatch, kind, moment):
@@ -165,6 +166,7 @@ def test_the_best_configuration_is_chosen_on_validation_images(folder):
     assert row[1].found == (100 * found["test"]["clean"],)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # robustbench and timm warn at import
 def test_a_network_of_the_zoo_under_its_name(folder, monkeypatch):
     with _importable():

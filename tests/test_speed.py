@@ -112,6 +112,7 @@ print((peak() - before) / x.nbytes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(("norm", "copies"), [("inf", 2.25), ("1", 2.25), ("2", 3.0)])
 def test_holds_at_most_three_copies(norm, copies):
