@@ -81,7 +81,7 @@ def folder(tmp_path, monkeypatch, originals):
 
 
 MODELS = [
-    ["--model", "network.pt"],
+    ["--model", "network.pt", "--trust"],
     ["--model", "network.pt2"],
     ["--model", "factory:network", "--weights", "weights.pth"],
 ]
@@ -112,7 +112,11 @@ def test_evaluate(folder, model, capsys):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_form_of_a_network_is_the_same_network(folder):
-    forms = [load_classifier(m[1], (1, 8, 8), weights=Path(m[3]) if m[3:] else None, device="cpu") for m in MODELS]
+    forms = [
+        load_classifier("network.pt", (1, 8, 8), device="cpu", trust=True),
+        load_classifier("network.pt2", (1, 8, 8), device="cpu"),
+        load_classifier("factory:network", (1, 8, 8), weights=Path("weights.pth"), device="cpu"),
+    ]
     x = digits()[1][0][:30]
     for form in forms:
         np.testing.assert_allclose(form.predict(x), forms[0].predict(x), atol=1e-4)
@@ -195,6 +199,7 @@ USAGE = [
     (["evaluate", "--model", "x", "--data", "digits.npz"], "model is 'x'; allowed are a TorchScript file"),
     (["evaluate", "--model", "no.pt", "--data", "digits.npz"], "model is 'no.pt', and there is no such file"),
     (["evaluate", "--model", "weights.pth", "--data", "digits.npz"], "which is no TorchScript file"),
+    (["evaluate", "--model", "network.pt", "--data", "digits.npz"], "which may write any file; give --trust"),
     (["evaluate", "--model", "factory:no", "--data", "digits.npz"], "factory has no no"),
     (["evaluate", "--model", "nowhere:no", "--data", "digits.npz"], "nowhere cannot be imported"),
     (["evaluate", "--model", "factory:number", "--data", "digits.npz"], "which returns a int and no torch module"),

@@ -49,6 +49,7 @@ def combined(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 
 PLACES = combined(
+    click.option("--trust", is_flag=True, help="Read model files that can run code: TorchScript, some .pt2, pickles."),
     click.option("--model-dir", default="models", show_default=True, help="Where RobustBench keeps checkpoints."),
     click.option("--data-dir", default="data", show_default=True, help="Where torchvision finds data sets."),
     click.option("--download", is_flag=True, help="Let torchvision fetch the data set."),
@@ -58,7 +59,7 @@ PLACES = combined(
     click.option("--json", "json_file", type=PATH, help="File for the figures, kept up to date as they come."),
 )
 SHARED = combined(
-    click.option("--model", required=True, help="TorchScript or .pt2 file, module:function, or robustbench:NAME."),
+    click.option("--model", required=True, help="A .pt2 or TorchScript file, module:function, or robustbench:NAME."),
     click.option("--weights", type=PATH, help="State dict for the network."),
     click.option("--dataset", default="cifar10", show_default=True, help="RobustBench's data set."),
     click.option("--threat-model", default="Linf", show_default=True, help="RobustBench's threat model."),
@@ -93,7 +94,7 @@ def read_data(arguments: dict[str, Any], train: bool = False) -> Split:
 
 def read_classifier(arguments: dict[str, Any], data: Split, **more: Any) -> PyTorchClassifier:
     """Load the network that the options name, for inputs of the data's shape."""
-    keys = ("weights", "device", "model_dir", "dataset", "threat_model")
+    keys = ("weights", "device", "model_dir", "dataset", "threat_model", "trust")
     return load_classifier(arguments["model"], data.x.shape[1:], **{key: arguments[key] for key in keys}, **more)
 
 

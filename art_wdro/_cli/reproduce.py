@@ -60,7 +60,8 @@ def reproduce(
     files = writable(json=json_file, out=out / f"{targets[0]}.json")
     if any(target.startswith("fig") for target in targets):
         check_figure(Path("figure.png"))
-    places = {name: arguments.pop(name) for name in ("data_dir", "download", "model_dir", "device", "keep_weights")}
+    names = ("data_dir", "download", "model_dir", "device", "trust", "keep_weights")
+    places = {name: arguments.pop(name) for name in names}
     trainer = {name: arguments.pop(name) for name in ("gamma", "consistency", "on_nonfinite")}
     laboratory = Laboratory(Protocol(**arguments, trainer=trainer), out, **places)
     reproduction = Reproduction(laboratory, targets, out, range(seed, seed + seeds), network)

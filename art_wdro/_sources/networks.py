@@ -15,6 +15,8 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_wdro._sources import classifiers
+from art_wdro._sources.exported import load_program
+from art_wdro._sources.messages import TRUST, short
 from art_wdro._sources.robustbench import SHAPES, zoo_network
 
 
@@ -28,8 +30,12 @@ def load_classifier(
     model_dir: str | Path = "models",
     dataset: str = "cifar10",
     threat_model: str = "Linf",
+    trust: bool = False,
 ) -> PyTorchClassifier:
     """Load a network whose inputs lie in [0, 1] and which puts out logits.
+
+    A factory is a program, which runs with all rights of the process; of the other sources nothing is executed but
+    operators of torch, unless they are trusted.
 
     :param source: A TorchScript file (.pt, .pth, .ts), a file of torch.export (.pt2, with a dynamic batch), a factory
         "module:function" that takes no argument, or "robustbench:NAME".
@@ -40,16 +46,18 @@ def load_classifier(
     :param model_dir: Where RobustBench keeps its checkpoints.
     :param dataset: RobustBench's data set.
     :param threat_model: RobustBench's threat model.
+    :param trust: Read files that can run code of their own: TorchScript, programs of torch.export with more than
+        tensors and operators of torch in them, RobustBench checkpoints that are pickles of more than tensors.
     :return: The classifier, in eval mode.
-    :raises ValueError: If the source is none of these, or a file does not hold what it should.
+    :raises ValueError: If the source is none of these, a file does not hold what it should, or it needs trust.
     :raises FileNotFoundError: If a file is not there.
     """
     kind, _, name = source.partition(":")
     if kind == "robustbench":
-        model = zoo_network(name, dataset, threat_model, model_dir)
+        model = zoo_network(name, dataset, threat_model, model_dir, trust)
         shape = SHAPES[dataset][0]
     elif Path(source).suffix in (".pt", ".pth", ".ts", ".pt2"):
-        model = _from_file(Path(source), device)
+        model = _from_file(Path(source), device, trust)
     elif name:
         model = _from_factory(kind, name)
     else:
@@ -75,37 +83,40 @@ class _Exported(nn.Module):
         return logits
 
 
-def _from_file(path: Path, device: str | None) -> nn.Module:
+def _from_file(path: Path, device: str | None, trust: bool) -> nn.Module:
     if not path.is_file():
         raise FileNotFoundError(f"model is '{path}', and there is no such file")
     if path.suffix == ".pt2":
-        return _Exported(_load_program(path, device))
-    names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
-    if not any(name.endswith("/constants.pkl") for name in names):
+        program = load_program(path, trust)
+        wanted = classifiers.resolve_device(device)
+        if wanted.type != "cpu":  # its tensors are out of reach of Module.to
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, str(wanted))
+        return _Exported(program)
+    if not _is_torchscript(path):
         raise ValueError(
             f"model is '{path}', which is no TorchScript file; a state dict needs model module:function and weights"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch discourages TorchScript, and whoever names such a file knows
-        module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    if not trust:
+        raise ValueError(
+            f"model is '{path}', a TorchScript file, and that is a program, which may write any file; {TRUST}"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch discourages TorchScript, and whoever names such a file knows
+            module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise ValueError(f"model is '{path}', a TorchScript file that cannot be read: {short(error)}") from error
     return module
 
 
-def _load_program(path: Path, device: str | None) -> Any:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"model is '{path}', which is no file of torch.export")
+def _is_torchscript(path: Path) -> bool:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch 2.4 warns of what it does itself
-            program = torch.export.load(path)
-    except Exception as error:
-        raise ValueError(f"model is '{path}', which is no file of torch.export: {_short(error)}") from error
-    wanted = classifiers.resolve_device(device)
-    if wanted.type != "cpu":  # its tensors are out of reach of Module.to
-        from torch.export.passes import move_to_device_pass
-
-        program = move_to_device_pass(program, str(wanted))
-    return program
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _from_factory(module: str, function: str) -> nn.Module:
@@ -116,11 +127,11 @@ def _from_factory(module: str, function: str) -> nn.Module:
     except AttributeError as error:
         if getattr(error, "name", None) == function:
             raise ValueError(f"model is '{module}:{function}', and {module} has no {function}") from None
-        raise ValueError(f"model is '{module}:{function}', which raised {_short(error)}") from error
+        raise ValueError(f"model is '{module}:{function}', which raised {short(error)}") from error
     except ModuleNotFoundError as error:
         raise ValueError(f"model is '{module}:{function}', and {module} cannot be imported: {error}") from error
-    except Exception as error:
-        raise ValueError(f"model is '{module}:{function}', which raised {_short(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"model is '{module}:{function}', which raised {short(error)}") from error
     finally:
         sys.path.remove("")
     if not isinstance(model, nn.Module):
@@ -134,7 +145,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
-        raise ValueError(f"weights are '{path}', which is no state dict of this network: {_short(error)}") from error
+        raise ValueError(f"weights are '{path}', which is no state dict of this network: {short(error)}") from error
 
 
 def _count_classes(model: nn.Module, shape: tuple[int, ...]) -> int:
@@ -144,7 +155,7 @@ def _count_classes(model: nn.Module, shape: tuple[int, ...]) -> int:
         with torch.no_grad():
             logits = model(torch.zeros(2, *shape, device=device))
     except Exception as error:
-        raise ValueError(f"the network does not take two inputs of shape {shape}: {_short(error)}") from error
+        raise ValueError(f"the network does not take two inputs of shape {shape}: {short(error)}") from error
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         raise ValueError(f"the network puts out {type(logits).__name__} for inputs {shape}; needed are logits (N, K)")
     return int(logits.shape[1])
@@ -153,8 +164,3 @@ def _count_classes(model: nn.Module, shape: tuple[int, ...]) -> int:
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
     inner = model._run[0] if isinstance(model, _Exported) else model
     return [*inner.parameters(), *inner.buffers()]
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
