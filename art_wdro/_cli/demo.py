@@ -23,8 +23,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 from tqdm.auto import tqdm
 
+from art_wdro._cli.errors import leaving_with_one_line
+from art_wdro._cli.outputs import save, save_text, writable
 from art_wdro._sources.data import Split, as_images, load_data
-from art_wdro._storage.files import write_atomically, write_text
 from art_wdro.attacks._knapsack import WassersteinKnapsack
 from art_wdro.attacks._pgd import WassersteinPGD
 from art_wdro.evaluation._accuracy import adversarial_accuracy
@@ -193,7 +194,7 @@ def save_figure(
             axis.imshow(part.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
             axis.set_title(title, fontsize=9)
             axis.axis("off")
-    write_atomically(args.figure, lambda path: figure.savefig(path, dpi=120))
+    save(args.figure, lambda path: figure.savefig(path, dpi=120))
     plt.close(figure)
     print(f"Figure saved as {args.figure}")
 
@@ -206,7 +207,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def parse(arguments: list[str] | None, prog: str | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     """Read the command line."""
     parser = _Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
@@ -230,12 +231,13 @@ def parse(arguments: list[str] | None, prog: str | None = None) -> argparse.Name
     return args
 
 
-def main(arguments: list[str] | None = None, prog: str | None = None) -> None:
+def main(arguments: list[str] | None = None, prog: str = "demo") -> None:
     """Run the demo."""
     args = parse(arguments, prog)
-    table, history, classifier, test = run(args)
-    print_table(table, args)
-    if args.json:
+    with leaving_with_one_line(prog):
+        writable(figure=args.figure, json=args.json)
+        table, history, classifier, test = run(args)
+        print_table(table, args)
         found = {"seed": args.seed, "eps": args.eps, "accuracy_percent": table, "history": history}
-        write_text(args.json, json.dumps(found, indent=1))
-    save_figure(history, classifier, test, args)
+        save_text(args.json, json.dumps(found, indent=1))
+        save_figure(history, classifier, test, args)

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from art_wdro._cli.options import PATH, SHARED, check_figure, read_classifier, read_data, telling, writable
+from art_wdro._cli.options import PATH, SHARED, check_figure, read_classifier, read_data
+from art_wdro._cli.outputs import save, save_text, telling, writable
 from art_wdro._sources.data import draw
-from art_wdro._storage.files import write_atomically, write_text
 from art_wdro.evaluation._evaluate import evaluate as run_evaluation
 from art_wdro.evaluation._report import Row
 
@@ -50,11 +51,10 @@ def evaluate(
 
     def keep(row: Row, adversarial: np.ndarray) -> None:
         rows.append(row.to_dict())
-        if json_file is not None:
-            write_text(json_file, json.dumps({"setting": setting, "attacks": rows, "complete": False}, indent=1))
+        save_text(json_file, json.dumps({"setting": setting, "attacks": rows, "complete": False}, indent=1))
         if arrays_file is not None:
             arrays[row.attack] = adversarial
-            _save_arrays(arrays, arrays_file)
+            save(arrays_file, partial(_write_arrays, arrays))
 
     with warnings.catch_warnings(), telling(files):
         warnings.simplefilter("ignore", UserWarning)  # the report prints them
@@ -72,18 +72,12 @@ def evaluate(
             on_row=keep,
         )
     click.echo(str(report))
-    if json_file is not None:
-        found = report.to_dict() | {"setting": setting, "indices": indices.tolist(), "complete": True}
-        write_text(json_file, json.dumps(found, indent=1, allow_nan=False))
-    if markdown_file is not None:
-        write_text(markdown_file, report.to_markdown() + "\n")
-    if figure_file is not None:
-        write_atomically(figure_file, report.save_figure)
+    found = report.to_dict() | {"setting": setting, "indices": indices.tolist(), "complete": True}
+    save_text(json_file, json.dumps(found, indent=1, allow_nan=False))
+    save_text(markdown_file, report.to_markdown() + "\n")
+    save(figure_file, report.save_figure)
 
 
-def _save_arrays(arrays: dict[str, Any], file: Path) -> None:
-    def write(path: Path) -> None:
-        with path.open("wb") as stream:  # NumPy would add an ending to a name
-            np.savez(stream, **arrays)
-
-    write_atomically(file, write)
+def _write_arrays(arrays: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as stream:  # NumPy would add an ending to a name
+        np.savez(stream, **arrays)

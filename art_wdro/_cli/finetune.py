@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from inspect import signature
 from pathlib import Path
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 from click.core import ParameterSource
 
-from art_wdro._cli.options import PATH, SHARED, TRAINING, Number, read_classifier, read_data, telling, writable
+from art_wdro._cli.options import PATH, SHARED, TRAINING, Number, read_classifier, read_data
+from art_wdro._cli.outputs import save, save_text, telling, writable
 from art_wdro._sources.data import Split
-from art_wdro._storage.files import write_atomically, write_text
 from art_wdro.trainers._margin import WassersteinMarginTrainer
 from art_wdro.trainers._starts import perturb_weights, reinitialise_last_layer
 from art_wdro.trainers._trades import UPSILON_ESTIMATES, DistributionalTRADESTrainer
@@ -76,9 +77,8 @@ def finetune(
 
     def keep(record: dict[str, Any], best: bool) -> None:
         if best or not validation:
-            _save(classifier, out)
-        if json_file is not None:
-            write_text(json_file, json.dumps({**setting, "history": tuner.history, "complete": False}, indent=1))
+            _save_weights(classifier, out)
+        save_text(json_file, json.dumps({**setting, "history": tuner.history, "complete": False}, indent=1))
 
     with telling(files):
         tuner.fit(
@@ -89,10 +89,9 @@ def finetune(
             checkpoint=checkpoint,
             on_epoch=keep,
         )
-    _save(classifier, out)
-    if json_file is not None:
-        found = {**setting, "history": tuner.history, "best_epoch": tuner.best_epoch, "complete": True}
-        write_text(json_file, json.dumps(found, indent=1))
+    _save_weights(classifier, out)
+    found = {**setting, "history": tuner.history, "best_epoch": tuner.best_epoch, "complete": True}
+    save_text(json_file, json.dumps(found, indent=1))
     for record in tuner.history:
         shown = ("epoch", "loss", "clean_accuracy", "winf_accuracy", "wp_accuracy")
         click.echo("  ".join(f"{k} {record[k]:.4g}" for k in shown if record[k] is not None))
@@ -116,5 +115,7 @@ def _options_of(trainer: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in ("p", "norm", "eps", "seed", *wanted)}
 
 
-def _save(classifier: Any, out: Path) -> None:
-    write_atomically(out, lambda path: torch.save(classifier.model.state_dict(), path))
+def _save_weights(classifier: Any, out: Path) -> None:
+    buffer = io.BytesIO()  # torch says of a full disk only that something failed
+    torch.save(classifier.model.state_dict(), buffer)
+    save(out, lambda path: path.write_bytes(buffer.getvalue()))

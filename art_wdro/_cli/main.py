@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
-from art.exceptions import EstimatorError
 
+from art_wdro._cli.errors import leaving_with_one_line
 from art_wdro._cli.evaluate import evaluate
 from art_wdro._cli.finetune import finetune
 from art_wdro._cli.reproduce import reproduce
@@ -36,15 +34,11 @@ def demo(arguments: tuple[str, ...]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line: exit code 2 and one line for a usage error, 130 after Ctrl-C."""
-    try:
-        cli.main(args=arguments, prog_name="art-wdro", standalone_mode=False)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("art-wdro: interrupted", err=True)
-        sys.exit(130)
-    except click.ClickException as error:
-        click.echo(f"art-wdro: {error.format_message()}", err=True)
-        sys.exit(2)
-    except (ValueError, TypeError, OSError, ImportError, EstimatorError, FloatingPointError) as error:
-        click.echo(f"art-wdro: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
+    """Run the command line: exit code 2 and one line for an error, 130 after Ctrl-C."""
+    with leaving_with_one_line("art-wdro"):
+        try:
+            cli.main(args=arguments, prog_name="art-wdro", standalone_mode=False)
+        except click.Abort:
+            raise KeyboardInterrupt from None
+        except click.ClickException as error:
+            raise ValueError(error.format_message()) from error

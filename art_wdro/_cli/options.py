@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Options that commands share, and the data, networks and files that they name."""
+"""Options that commands share, and the data and networks that they name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_wdro._sources.data import Split, load_data
 from art_wdro._sources.networks import load_classifier
-from art_wdro._storage.files import check_target
 from art_wdro._threat.geometry import GROUND_NORMS
 from art_wdro.evaluation._report import empty_figure
 from art_wdro.trainers._consistency import CONSISTENCIES
@@ -98,14 +96,6 @@ def read_classifier(arguments: dict[str, Any], data: Split, **more: Any) -> PyTo
     return load_classifier(arguments["model"], data.x.shape[1:], **{key: arguments[key] for key in keys}, **more)
 
 
-def writable(**files: Path | None) -> list[Path]:
-    """Check that all files can be written, before any work is done for them."""
-    given = {name: path for name, path in files.items() if path is not None}
-    for name, path in given.items():
-        check_target(path, name)
-    return list(given.values())
-
-
 def check_figure(path: Path) -> None:
     """Refuse a figure that cannot be drawn, before any work is done for it.
 
@@ -115,14 +105,3 @@ def check_figure(path: Path) -> None:
     endings = empty_figure().canvas.get_supported_filetypes()
     if path.suffix and path.suffix[1:] not in endings:
         raise ValueError(f"figure is '{path}'; allowed endings are {', '.join('.' + ending for ending in endings)}")
-
-
-@contextmanager
-def telling(files: list[Path]) -> Iterator[None]:
-    """Say after Ctrl-C where the finished parts are."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        there = [str(path) for path in files if path.exists()]
-        click.echo(f"finished parts are in {', '.join(there)}" if there else "no part was saved", err=True)
-        raise

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from art_wdro._cli.options import PLACES, TRAINING, check_figure, telling, writable
+from art_wdro._cli.options import PLACES, TRAINING, check_figure
+from art_wdro._cli.outputs import save_text, telling, writable
 from art_wdro._reproduction.laboratory import Laboratory
 from art_wdro._reproduction.protocol import Protocol
 from art_wdro._reproduction.reproduction import TARGETS, Reproduction
-from art_wdro._storage.files import write_text
 from art_wdro.trainers._base import ON_NONFINITE
 from art_wdro.trainers._trades import UPSILON_ESTIMATES
 
@@ -67,8 +67,7 @@ def reproduce(
     reproduction = Reproduction(laboratory, targets, out, range(seed, seed + seeds), network)
     with telling(files):
         shown = reproduction.run()
-    if json_file is not None:
-        write_text(json_file, json.dumps(shown, indent=1))
+    save_text(json_file, json.dumps(shown, indent=1))
     for target in targets:
         table, figure = out / f"{target}.md", out / f"{target}.png"
         click.echo(f"## {target}\n\n{table.read_text(encoding='utf-8') if table.is_file() else figure}")

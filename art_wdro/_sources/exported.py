@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from art_wdro._sources.files import check_stored
 from art_wdro._sources.messages import TRUST, short
 
 NAME = re.compile(r"\w*", re.ASCII)
@@ -93,12 +94,9 @@ def _rewritten(path: Path) -> io.BytesIO:
     """Write the archive anew, with what a network needs and nothing else."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(buffer, "w") as copy:
-        files = {info.filename: info for info in archive.infolist()}
-        if any(info.compress_type != zipfile.ZIP_STORED for info in files.values()):
-            raise ValueError("its members are compressed, and torch.export.save compresses none")
-        if sum(info.file_size for info in files.values()) > path.stat().st_size:
-            raise ValueError("its members are larger than the file")
-        members = _old_members(archive) if "version" in files else _members(archive, set(files))
+        check_stored(archive, path)
+        files = set(archive.namelist())
+        members = _old_members(archive) if "version" in files else _members(archive, files)
         for name, content in members:
             copy.writestr(name, content)
     buffer.seek(0)

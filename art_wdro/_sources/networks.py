@@ -16,6 +16,7 @@ from torch import nn
 
 from art_wdro._sources import classifiers
 from art_wdro._sources.exported import load_program
+from art_wdro._sources.files import check_stored, require_file
 from art_wdro._sources.messages import TRUST, short
 from art_wdro._sources.robustbench import SHAPES, zoo_network
 
@@ -50,7 +51,7 @@ def load_classifier(
         tensors and operators of torch in them, RobustBench checkpoints that are pickles of more than tensors.
     :return: The classifier, in eval mode.
     :raises ValueError: If the source is none of these, a file does not hold what it should, or it needs trust.
-    :raises FileNotFoundError: If a file is not there.
+    :raises OSError: If a file is not there (a FileNotFoundError) or cannot be read.
     """
     kind, _, name = source.partition(":")
     if kind == "robustbench":
@@ -84,8 +85,7 @@ class _Exported(nn.Module):
 
 
 def _from_file(path: Path, device: str | None, trust: bool) -> nn.Module:
-    if not path.is_file():
-        raise FileNotFoundError(f"model is '{path}', and there is no such file")
+    require_file(path, "model is")
     if path.suffix == ".pt2":
         program = load_program(path, trust)
         wanted = classifiers.resolve_device(device)
@@ -140,9 +140,11 @@ def _from_factory(module: str, function: str) -> nn.Module:
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"weights are '{path}', and there is no such file")
+    require_file(path, "weights are")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_stored(archive, path)
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         raise ValueError(f"weights are '{path}', which is no state dict of this network: {short(error)}") from error
