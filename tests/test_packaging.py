@@ -63,7 +63,17 @@ def test_without_click_the_version_is_printed_and_a_command_says_what_to_install
     assert done.stdout == f"art-wdro, version {art_wdro.__version__}\n"
     done = subprocess.run([*command, "demo"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1
-    assert done.stderr == "the command line needs click: pip install 'art-wdro[cli]'\n"
+    assert done.stderr == "the command line needs click: pip install '.[cli]' in a clone of art-wdro\n"
+
+
+def test_hints_of_what_to_install_come_from_one_place_and_name_extras():
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in SOURCES}
+    assert [name for name, text in texts.items() if "pip install" in text] == ["_extras"]
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    named = {name for text in texts.values() for name in re.findall(r"install\(['\"](\w+)", text)}
+    assert named >= {"cli", "demo", "plots"}
+    assert named <= set(config["options.extras_require"])
 
 
 def test_every_folder_has_its_layer_and_its_line_in_contributing():

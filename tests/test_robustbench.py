@@ -80,5 +80,5 @@ def test_names_and_files_that_are_not_there(tmp_path, monkeypatch):
     ):
         load_robustbench("Ding2020MMA", model_dir=tmp_path)
     monkeypatch.setitem(sys.modules, "robustbench.utils", None)
-    with pytest.raises(ImportError, match=r"pip install 'art-wdro\[robustbench\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[robustbench\]' in a clone of art-wdro"):
         load_robustbench("Ding2020MMA")

@@ -9,6 +9,7 @@ from art_wdro._cli.errors import leaving_with_one_line
 from art_wdro._cli.evaluate import evaluate
 from art_wdro._cli.finetune import finetune
 from art_wdro._cli.reproduce import reproduce
+from art_wdro._extras import install
 from art_wdro._version import __version__
 
 
@@ -29,7 +30,7 @@ def demo(arguments: tuple[str, ...]) -> None:
     try:
         from art_wdro._cli.demo import main as run_demo
     except ImportError as error:
-        raise ImportError(f"the demo needs more packages ({error}): pip install 'art-wdro[demo]'") from error
+        raise ImportError(f"the demo needs more packages ({error}): {install('demo')}") from error
     run_demo(list(arguments), prog="art-wdro demo")
 
 

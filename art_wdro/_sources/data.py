@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from art_wdro._extras import install
 from art_wdro._sources.files import require_file
 from art_wdro._sources.messages import short
 
@@ -133,7 +134,7 @@ def _torchvision() -> Any:
     try:
         from torchvision import datasets
     except ImportError:
-        raise ImportError("this data needs torchvision: pip install 'art-wdro[demo]'") from None
+        raise ImportError(f"this data needs torchvision: {install('demo')}") from None
     return datasets
 
 

@@ -20,6 +20,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_wdro._extras import install
 from art_wdro._host import arguments
 from art_wdro._sources import classifiers
 from art_wdro._sources.messages import TRUST, short
@@ -66,9 +67,7 @@ def zoo_network(name: str, dataset: str, threat_model: str, model_dir: str | Pat
         try:
             utils = importlib.import_module("robustbench.utils")
         except ImportError as error:
-            raise ImportError(
-                f"load_robustbench needs robustbench ({error}): pip install 'art-wdro[robustbench]'"
-            ) from error
+            raise ImportError(f"load_robustbench needs robustbench ({error}): {install('robustbench')}") from error
     names = list(utils.all_models[utils.BenchmarkDataset(dataset)].get(utils.ThreatModel(threat_model), ()))
     if name not in names:
         near = ", ".join(map(repr, difflib.get_close_matches(name, names, 3, 0.0)))
