@@ -9,7 +9,6 @@ from art_wdro._cli.errors import leaving_with_one_line
 from art_wdro._cli.evaluate import evaluate
 from art_wdro._cli.finetune import finetune
 from art_wdro._cli.reproduce import reproduce
-from art_wdro._extras import install
 from art_wdro._version import __version__
 
 
@@ -27,10 +26,8 @@ for command in (evaluate, finetune, reproduce):
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> None:
     """Train, fine-tune and evaluate a small network on real digits."""
-    try:
-        from art_wdro._cli.demo import main as run_demo
-    except ImportError as error:
-        raise ImportError(f"the demo needs more packages ({error}): {install('demo')}") from error
+    from art_wdro._cli.demo import main as run_demo
+
     run_demo(list(arguments), prog="art-wdro demo")
 
 

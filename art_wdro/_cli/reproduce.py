@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
+from art_wdro._cli.checks import check_eps
 from art_wdro._cli.options import PLACES, TRAINING, check_figure
 from art_wdro._cli.outputs import save_text, telling, writable
 from art_wdro._reproduction.laboratory import Laboratory
@@ -57,6 +59,7 @@ def reproduce(
     targets = TARGETS if everything else targets
     if not targets:
         raise click.UsageError(f"no target; allowed are {', '.join(TARGETS)} and --all")
+    check_eps(arguments["eps"], math.inf, (), arguments.pop("allow_large_eps"))
     files = writable(json=json_file, out=out / f"{targets[0]}.json")
     if any(target.startswith("fig") for target in targets):
         check_figure(Path("figure.png"))

@@ -16,6 +16,9 @@ from art_wdro._extras import install
 from art_wdro._sources.files import require_file
 from art_wdro._sources.messages import short
 
+GREY = ("1", "L", "LA", "La")
+"""What Pillow calls images without colours."""
+
 
 class Split(NamedTuple):
     """Images (N, C, H, W) in [0, 1], or other inputs (N, ...), and class indices (N,)."""
@@ -83,6 +86,7 @@ def load_data(
     directory: str | Path = "data",
     download: bool = False,
     size: int | None = None,
+    channels: int | None = None,
 ) -> Split:
     """Load a data set.
 
@@ -92,6 +96,7 @@ def load_data(
     :param directory: Where torchvision finds its data sets.
     :param download: Let torchvision fetch the data set.
     :param size: Height and width to which the images of a folder are resized and cropped.
+    :param channels: Channels of a folder's images, 1 or 3; None leaves grey ones grey if all are, and others have 3.
     :return: Inputs and class indices.
     :raises ValueError: If the source names no data set, or does not hold one.
     :raises OSError: If a file is not there (a FileNotFoundError) or cannot be read.
@@ -102,7 +107,7 @@ def load_data(
         return _from_torchvision(name, train, directory, download)
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, size)
+        return _from_folder(path, size, channels)
     if path.suffix != ".npz":
         raise ValueError(f"data is {source!r}; allowed are a file .npz, torchvision:NAME or a folder of images")
     require_file(path, "data is")
@@ -158,34 +163,41 @@ def _from_torchvision(name: str, train: bool, directory: str | Path, download: b
     return Split(x, as_classes(np.asarray(labels), len(x)))
 
 
-def _from_folder(path: Path, size: int | None) -> Split:
+def _from_folder(path: Path, size: int | None, channels: int | None) -> Split:
     datasets = _torchvision()
     try:
         folder = datasets.ImageFolder(str(path))
     except OSError as error:
         raise ValueError(f"data is {str(path)!r}, which is no folder of images: {error}") from error
-    images = [_read_image(file, size) for file, _ in folder.samples]
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise ValueError(f"data is {str(path)!r}, whose images have {len(shapes)} different sizes; give a size")
-    return Split(as_images(np.stack(images)), np.asarray(folder.targets))
+    images = [_read_image(file, size, channels) for file, _ in folder.samples]
+    sizes = {image.shape[1:] for image in images}
+    if len(sizes) > 1:
+        raise ValueError(f"data is {str(path)!r}, whose images have {len(sizes)} different sizes; give a size")
+    count = max(len(image) for image in images)
+    x = np.stack([np.broadcast_to(image, (count, *image.shape[1:])) for image in images])
+    return Split(as_images(x), np.asarray(folder.targets))
 
 
-def _read_image(file: str, size: int | None) -> np.ndarray:
+def _read_image(file: str, size: int | None, channels: int | None) -> np.ndarray:
+    """Return an image as bytes (C, H, W)."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                return _resized(image.convert("RGB"), size)
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"it has the mode {image.mode}; needed are 8 bits for each channel")
+                grey = channels == 1 or (channels is None and image.mode in GREY)
+                array = np.asarray(_resized(image.convert("L" if grey else "RGB"), size))
+                return array[None] if grey else array.transpose(2, 0, 1)
     except Exception as error:
         raise ValueError(f"data has the image '{file}', which cannot be read: {short(error)}") from error
 
 
-def _resized(image: Any, size: int | None) -> np.ndarray:
+def _resized(image: Any, size: int | None) -> Any:
     if size is not None:
         from torchvision.transforms import functional
 
         image = functional.center_crop(functional.resize(image, size), [size, size])
-    return np.asarray(image)
+    return image
