@@ -1,25 +1,48 @@
 # SPDX-License-Identifier: MIT
-"""The command line `art-wdro`: its commands, and what every error looks like. Needs the extra `cli`."""
+"""The command line `art-wdro`: its commands, each imported when it is run. Needs the extra `cli`."""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import click
 
 from art_wdro._cli.errors import leaving_with_one_line
-from art_wdro._cli.evaluate import evaluate
-from art_wdro._cli.finetune import finetune
-from art_wdro._cli.reproduce import reproduce
 from art_wdro._version import __version__
 
+COMMANDS = {
+    "demo": "Train, fine-tune and evaluate a small network on real digits.",
+    "evaluate": "Evaluate a network: clean, W_inf, and W_p by W-PGD and the knapsack.",
+    "finetune": "Fine-tune a network against a distributional threat; the best epoch so far is always on disk.",
+    "reproduce": "Reproduce tables and figures of arXiv:2502.09352, the published figures beside ours.",
+}
+"""What `--help` says of the commands, which would take seconds to import."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS or cmd_name in self.commands:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(f"art_wdro._cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="art-wdro")
 def cli() -> None:
     """Distributional (Wasserstein) robustness: evaluate and fine-tune PyTorch classifiers."""
-
-
-for command in (evaluate, finetune, reproduce):
-    cli.add_command(command)
 
 
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
