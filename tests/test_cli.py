@@ -129,6 +129,8 @@ def test_every_form_of_a_network_is_the_same_network(folder):
 def test_finetune(folder, model, start, capsys):
     if start != "none" and model != MODELS[2]:
         pytest.skip("the starts are the same for all forms")
+    if model == MODELS[1] and torch.__version__.startswith("2.4"):
+        pytest.skip("programs exported by torch 2.4 refuse some strides of their own convolutions")
     more = ["--epochs", "2", "--validation", "30", "--batch-size", "32", "--max-iter", "3", "--start", start]
     main(["finetune", *model, "--data", "digits.npz", "--out", "tuned.pth", "--json", "t.json", "--eps", "0.05", *more])
     shown = capsys.readouterr().out

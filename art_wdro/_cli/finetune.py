@@ -77,8 +77,12 @@ def finetune(
     if start == "last-layer":
         reinitialise_last_layer(classifier, seed=arguments["seed"])
     tuner = TRAINERS[trainer](classifier, **options)
-    setting: dict[str, Any] = {"trainer": trainer, **{name: str(value) for name, value in options.items()}}
-    setting["start"] = _report_start(classifier, held, trainer, options)
+    before = _report_start(classifier, held, trainer, options)
+    setting = {"trainer": trainer, **{name: str(value) for name, value in options.items()}, "start": before}
+    if before is not None and start == "none":  # a layer drawn anew may well guess
+        doubt = chance_warning(before["clean_accuracy"], held.y, classifier.nb_classes)
+        if doubt is not None:
+            click.echo(f"Warning: {doubt}", err=True)
 
     def keep(record: dict[str, Any], best: bool) -> None:
         if best or not validation:
@@ -118,8 +122,6 @@ def _report_start(
         "wp_accuracy": adversarial_accuracy(classifier, *held, attack),
     }
     click.echo("start  " + "  ".join(f"{name} {figure:.4g}" for name, figure in figures.items()))
-    if doubt := chance_warning(figures["clean_accuracy"], held.y, classifier.nb_classes):
-        click.echo(f"Warning: {doubt}", err=True)
     return figures
 
 

@@ -39,7 +39,11 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="With ART_WDRO_TRACEBACK=1 in the environment an error shows where it came from.",
+)
 @click.version_option(__version__, prog_name="art-wdro")
 def cli() -> None:
     """Distributional (Wasserstein) robustness: evaluate and fine-tune PyTorch classifiers."""
