@@ -41,7 +41,7 @@ def command_line() -> str:
     assert version == f"art-wdro, version {art_wdro.__version__}", version
     other = subprocess.run([*command, "demo"], capture_output=True, text=True, check=False)
     assert other.returncode != 0
-    assert "pip install 'art-wdro[cli]'" in other.stderr, other.stderr
+    assert "pip install '.[cli]' in a clone of art-wdro" in other.stderr, other.stderr
     return version
 
 

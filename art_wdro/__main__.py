@@ -3,6 +3,7 @@
 
 import sys
 
+from art_wdro._host.extras import install
 from art_wdro._version import __version__
 
 try:
@@ -13,7 +14,7 @@ except ModuleNotFoundError as error:
     if sys.argv[1:] == ["--version"]:
         print(f"art-wdro, version {__version__}")
         sys.exit()
-    sys.exit("the command line needs click: pip install 'art-wdro[cli]'")
+    sys.exit(f"the command line needs click: {install('cli')}")
 
 if __name__ == "__main__":
     main()

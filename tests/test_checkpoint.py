@@ -6,6 +6,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from art_wdro._storage import checkpoint
 from tests import checkpoint_worker
 from tests.conftest import NORMS, digits, linear_problem
 
+ROOT = Path(__file__).parent.parent
 (X, Y), (X_TEST, Y_TEST) = digits()
 
 

@@ -10,6 +10,7 @@ import shlex
 from importlib import import_module
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_commands_of_a_page(page):
         command, *arguments = shlex.split(line, comments=True)
         known = {
             option
-            for parameter in cli.commands[command].params
+            for parameter in cli.get_command(click.Context(cli), command).params
             for option in [*parameter.opts, *parameter.secondary_opts]
         }
         given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}

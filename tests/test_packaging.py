@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import ast
 import os
+import pickle
 import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from packaging.version import Version
 
 import art_wdro
-from art_wdro._cli.main import cli
+from art_wdro._cli.main import COMMANDS, cli
 from tests.sources import SOURCES, tree
 
 ROOT = Path(__file__).parent.parent
@@ -49,13 +51,50 @@ def test_importing_adds_nothing_heavy_to_art_and_torch():
     script = (
         "import sys, torch, tqdm.auto, art.attacks.evasion, art.estimators.classification, art.defences.trainer\n"
         "before = set(sys.modules)\n"
-        "import art_wdro\n"
+        "from art_wdro import *\n"
         "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))"
     )
     added = set(run("-c", script).stdout.split())
     assert "art_wdro" in added
     # torch.distributed brings the other one
     assert added <= {"art_wdro", "torch", "_remote_module_non_scriptable"}
+
+
+def test_the_command_line_says_what_it_is_without_torch_and_art():
+    for argument in ("--version", "--help", "-h", "nothing"):
+        script = (
+            "import sys, contextlib\n"
+            "from art_wdro.__main__ import main\n"
+            "with contextlib.suppress(SystemExit):\n"
+            f"    main([{argument!r}])\n"
+            "print(sorted({'torch', 'art', 'numpy'} & set(sys.modules)))"
+        )
+        assert run("-c", script).stdout.splitlines()[-1] == "[]"
+
+
+def test_help_says_of_a_command_what_the_command_says():
+    assert {path.stem for path in (ROOT / "art_wdro/_cli").glob("*.py")} >= set(COMMANDS)
+    context = click.Context(cli)
+    for name, text in COMMANDS.items():
+        command = cli.get_command(context, name)
+        assert command.name == name
+        assert command.help.partition("\n\n")[0] == text
+        assert CliRunner().invoke(cli, ["--help"]).output.count(f"  {name} ") == 1
+    assert cli.get_command(context, "nothing") is None
+
+
+def test_public_names_are_imported_when_they_are_asked_for():
+    script = (
+        "import sys, art_wdro\n"
+        "assert 'torch' not in sys.modules and set(art_wdro.__all__) < set(dir(art_wdro))\n"
+        "assert art_wdro.attacks.WassersteinPGD is art_wdro.WassersteinPGD\n"
+        "from art_wdro import evaluate, evaluation\n"
+        "assert evaluate is evaluation.evaluate\n"
+        "print(all(hasattr(art_wdro, name) for name in dir(art_wdro)), hasattr(art_wdro, 'nothing'))"
+    )
+    assert run("-c", script).stdout == "True False\n"
+    for name in art_wdro.__all__:
+        assert pickle.loads(pickle.dumps(getattr(art_wdro, name))) is getattr(art_wdro, name)
 
 
 @pytest.mark.slow
@@ -67,7 +106,17 @@ def test_without_click_the_version_is_printed_and_a_command_says_what_to_install
     assert done.stdout == f"art-wdro, version {art_wdro.__version__}\n"
     done = subprocess.run([*command, "demo"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1
-    assert done.stderr == "the command line needs click: pip install 'art-wdro[cli]'\n"
+    assert done.stderr == "the command line needs click: pip install '.[cli]' in a clone of art-wdro\n"
+
+
+def test_hints_of_what_to_install_come_from_one_place_and_name_extras():
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in SOURCES}
+    assert [name for name, text in texts.items() if "pip install" in text] == ["extras"]
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    named = {name for text in texts.values() for name in re.findall(r"install\(['\"](\w+)", text)}
+    assert named >= {"cli", "demo", "plots"}
+    assert named <= set(config["options.extras_require"])
 
 
 def test_the_changelog_leads_up_to_the_version():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
@@ -39,6 +40,31 @@ def test_load_and_attack_a_network(tmp_path):
     assert WassersteinPGD(classifier, max_iter=2, verbose=False).generate(x).shape == x.shape
 
 
+class Evil:
+    """What makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_checkpoints_are_unpickled_only_where_they_are_trusted(tmp_path, monkeypatch):
+    file = tmp_path / "cifar10/Linf/Ding2020MMA.pt"
+    file.parent.mkdir(parents=True)
+    torch.save({"state_dict": Evil(tmp_path / "evil")}, file)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(ValueError, match=r"Ding2020MMA\.pt' is a pickle of more than tensors.* give --trust"):
+        load_robustbench("Ding2020MMA", model_dir=tmp_path)
+    assert not (tmp_path / "evil").exists()
+    with pytest.raises(ValueError, match=r"Ding2020MMA\.pt' does not hold Ding2020MMA"):
+        load_robustbench("Ding2020MMA", model_dir=tmp_path, trust=True)
+    assert (tmp_path / "evil").exists()
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
 def test_names_and_files_that_are_not_there(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"name is 'Ding2020MM'; the zoo has .* such as 'Ding2020MMA'"):
         load_robustbench("Ding2020MM")
@@ -54,5 +80,5 @@ def test_names_and_files_that_are_not_there(tmp_path, monkeypatch):
     ):
         load_robustbench("Ding2020MMA", model_dir=tmp_path)
     monkeypatch.setitem(sys.modules, "robustbench.utils", None)
-    with pytest.raises(ImportError, match=r"pip install 'art-wdro\[robustbench\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[robustbench\]' in a clone of art-wdro"):
         load_robustbench("Ding2020MMA")

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,8 +25,11 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 from tqdm.auto import tqdm
 
+from art_wdro._cli.checks import check_eps, fraction
+from art_wdro._cli.errors import leaving_with_one_line
+from art_wdro._cli.outputs import save, save_text, writable
+from art_wdro._host.extras import install
 from art_wdro._sources.data import Split, as_images, load_data
-from art_wdro._storage.files import write_atomically, write_text
 from art_wdro.attacks._knapsack import WassersteinKnapsack
 from art_wdro.attacks._pgd import WassersteinPGD
 from art_wdro.evaluation._accuracy import adversarial_accuracy
@@ -193,7 +198,7 @@ def save_figure(
             axis.imshow(part.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
             axis.set_title(title, fontsize=9)
             axis.axis("off")
-    write_atomically(args.figure, lambda path: figure.savefig(path, dpi=120))
+    save(args.figure, lambda path: figure.savefig(path, dpi=120))
     plt.close(figure)
     print(f"Figure saved as {args.figure}")
 
@@ -206,7 +211,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def parse(arguments: list[str] | None, prog: str | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     """Read the command line."""
     parser = _Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
@@ -214,7 +219,8 @@ def parse(arguments: list[str] | None, prog: str | None = None) -> argparse.Name
     source.add_argument("--npz", type=Path, help="file with x, bytes (N, H, W[, C]) or floats in [0, 1], and y (N,)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where torchvision finds the data set")
     parser.add_argument("--download", action="store_true", help="let torchvision fetch the data set")
-    parser.add_argument("--eps", type=float, help="budget in units of [0, 1] (0.1; for colour images 8/255)")
+    parser.add_argument("--eps", type=fraction, help="budget in units of [0, 1], such as 8/255 (0.1; for colour 8/255)")
+    parser.add_argument("--allow-large-eps", action="store_true", help="take one that is no less than 1")
     parser.add_argument("--pretrain-epochs", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--train-samples", type=int, help="use only so many training images")
@@ -230,12 +236,19 @@ def parse(arguments: list[str] | None, prog: str | None = None) -> argparse.Name
     return args
 
 
-def main(arguments: list[str] | None = None, prog: str | None = None) -> None:
+def main(arguments: list[str] | None = None, prog: str = "demo") -> None:
     """Run the demo."""
     args = parse(arguments, prog)
-    table, history, classifier, test = run(args)
-    print_table(table, args)
-    if args.json:
+    with leaving_with_one_line(prog):
+        check_eps(args.eps, math.inf, (), args.allow_large_eps)
+        writable(figure=args.figure, json=args.json)
+        try:
+            for name in ("matplotlib", *(["sklearn"] if args.data == "digits" and not args.npz else [])):
+                importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f"the demo needs more packages ({error}): {install('demo')}") from error
+        table, history, classifier, test = run(args)
+        print_table(table, args)
         found = {"seed": args.seed, "eps": args.eps, "accuracy_percent": table, "history": history}
-        write_text(args.json, json.dumps(found, indent=1))
-    save_figure(history, classifier, test, args)
+        save_text(args.json, json.dumps(found, indent=1))
+        save_figure(history, classifier, test, args)

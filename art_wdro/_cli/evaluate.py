@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from art_wdro._cli.options import PATH, SHARED, check_figure, read_classifier, read_data, telling, writable
+from art_wdro._cli.checks import chance_warning
+from art_wdro._cli.options import PATH, SHARED, check_figure, read, read_classifier
+from art_wdro._cli.outputs import save, save_text, telling, writable
 from art_wdro._sources.data import draw
-from art_wdro._storage.files import write_atomically, write_text
 from art_wdro.evaluation._evaluate import evaluate as run_evaluation
 from art_wdro.evaluation._report import Row
 
@@ -40,21 +43,25 @@ def evaluate(
     files = writable(json=json_file, markdown=markdown_file, figure=figure_file, arrays=arrays_file)
     if figure_file is not None:
         check_figure(figure_file)
-    whole = read_data(arguments)
+    whole, network = read(arguments)
     indices = draw(len(whole.x), arguments["samples"], arguments["seed"])
     data = whole.choose(indices)
-    classifier = read_classifier(arguments, data)
-    setting = {key: str(arguments[key]) for key in ("model", "data", "p", "norm", "eps", "seed")}
+    classifier = read_classifier(arguments, network, data)
+    told = ("model", "data", "p", "norm", "eps", "seed", "mean", "std")
+    setting = {key: str(arguments[key]) for key in told if arguments[key] is not None}
     rows: list[dict[str, Any]] = []
+    doubts: list[str] = []
     arrays: dict[str, Any] = {"x": data.x, "y": data.y, "indices": indices}
 
     def keep(row: Row, adversarial: np.ndarray) -> None:
+        if row.order is None and (doubt := chance_warning(row.accuracy, data.y, classifier.nb_classes)):
+            doubts.append(doubt)
+            click.echo(f"Warning: {doubt}", err=True)  # before the long part
         rows.append(row.to_dict())
-        if json_file is not None:
-            write_text(json_file, json.dumps({"setting": setting, "attacks": rows, "complete": False}, indent=1))
+        save_text(json_file, json.dumps({"setting": setting, "attacks": rows, "complete": False}, indent=1))
         if arrays_file is not None:
             arrays[row.attack] = adversarial
-            _save_arrays(arrays, arrays_file)
+            save(arrays_file, partial(_write_arrays, arrays))
 
     with warnings.catch_warnings(), telling(files):
         warnings.simplefilter("ignore", UserWarning)  # the report prints them
@@ -71,19 +78,14 @@ def evaluate(
             certified=certified,
             on_row=keep,
         )
+    report = replace(report, warnings=(*doubts, *report.warnings))
     click.echo(str(report))
-    if json_file is not None:
-        found = report.to_dict() | {"setting": setting, "indices": indices.tolist(), "complete": True}
-        write_text(json_file, json.dumps(found, indent=1, allow_nan=False))
-    if markdown_file is not None:
-        write_text(markdown_file, report.to_markdown() + "\n")
-    if figure_file is not None:
-        write_atomically(figure_file, report.save_figure)
+    found = report.to_dict() | {"setting": setting, "indices": indices.tolist(), "complete": True}
+    save_text(json_file, json.dumps(found, indent=1, allow_nan=False))
+    save_text(markdown_file, report.to_markdown() + "\n")
+    save(figure_file, report.save_figure)
 
 
-def _save_arrays(arrays: dict[str, Any], file: Path) -> None:
-    def write(path: Path) -> None:
-        with path.open("wb") as stream:  # NumPy would add an ending to a name
-            np.savez(stream, **arrays)
-
-    write_atomically(file, write)
+def _write_arrays(arrays: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as stream:  # NumPy would add an ending to a name
+        np.savez(stream, **arrays)

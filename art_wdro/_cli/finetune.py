@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from inspect import signature
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from art.estimators.classification import PyTorchClassifier
 from click.core import ParameterSource
 
-from art_wdro._cli.options import PATH, SHARED, TRAINING, Number, read_classifier, read_data, telling, writable
+from art_wdro._cli.checks import chance_warning
+from art_wdro._cli.options import PATH, SHARED, TRAINING, Number, read, read_classifier
+from art_wdro._cli.outputs import save, save_text, telling, writable
 from art_wdro._sources.data import Split
-from art_wdro._storage.files import write_atomically, write_text
+from art_wdro.attacks._pgd import WassersteinPGD
+from art_wdro.evaluation._accuracy import adversarial_accuracy
 from art_wdro.trainers._margin import WassersteinMarginTrainer
 from art_wdro.trainers._starts import perturb_weights, reinitialise_last_layer
 from art_wdro.trainers._trades import UPSILON_ESTIMATES, DistributionalTRADESTrainer
@@ -60,25 +65,29 @@ def finetune(
     """Fine-tune a network against a distributional threat; the best epoch so far is always on disk."""
     files = writable(json=json_file, out=out, checkpoint=checkpoint)
     options = _options_of(trainer, arguments)
-    data = read_data(arguments, train=True)
+    data, network = read(arguments, train=True)
     data = data.choose(np.random.default_rng(arguments["seed"]).permutation(len(data.x))[: arguments["samples"]])
     if validation >= len(data.x):
         raise ValueError(f"validation is {validation}; allowed is less than the {len(data.x)} samples")
     held, train = Split(data.x[:validation], data.y[:validation]), Split(data.x[validation:], data.y[validation:])
-    classifier = read_classifier(arguments, data, learning_rate=learning_rate)
+    classifier = read_classifier(arguments, network, data, learning_rate=learning_rate)
     torch.manual_seed(arguments["seed"])
     if start == "perturb":
         perturb_weights(classifier, seed=arguments["seed"])
     if start == "last-layer":
         reinitialise_last_layer(classifier, seed=arguments["seed"])
     tuner = TRAINERS[trainer](classifier, **options)
-    setting = {"trainer": trainer, **{name: str(value) for name, value in options.items()}}
+    before = _report_start(classifier, held, trainer, options)
+    setting = {"trainer": trainer, **{name: str(value) for name, value in options.items()}, "start": before}
+    if before is not None and start == "none":  # a layer drawn anew may well guess
+        doubt = chance_warning(before["clean_accuracy"], held.y, classifier.nb_classes)
+        if doubt is not None:
+            click.echo(f"Warning: {doubt}", err=True)
 
     def keep(record: dict[str, Any], best: bool) -> None:
         if best or not validation:
-            _save(classifier, out)
-        if json_file is not None:
-            write_text(json_file, json.dumps({**setting, "history": tuner.history, "complete": False}, indent=1))
+            _save_weights(classifier, out)
+        save_text(json_file, json.dumps({**setting, "history": tuner.history, "complete": False}, indent=1))
 
     with telling(files):
         tuner.fit(
@@ -89,14 +98,31 @@ def finetune(
             checkpoint=checkpoint,
             on_epoch=keep,
         )
-    _save(classifier, out)
-    if json_file is not None:
-        found = {**setting, "history": tuner.history, "best_epoch": tuner.best_epoch, "complete": True}
-        write_text(json_file, json.dumps(found, indent=1))
+    _save_weights(classifier, out)
+    found = {**setting, "history": tuner.history, "best_epoch": tuner.best_epoch, "complete": True}
+    save_text(json_file, json.dumps(found, indent=1))
     for record in tuner.history:
         shown = ("epoch", "loss", "clean_accuracy", "winf_accuracy", "wp_accuracy")
         click.echo("  ".join(f"{k} {record[k]:.4g}" for k in shown if record[k] is not None))
     click.echo(f"Saved {out}, epoch {tuner.best_epoch}")
+
+
+def _report_start(
+    classifier: PyTorchClassifier, held: Split, trainer: str, options: dict[str, Any]
+) -> dict[str, float] | None:
+    """Print the accuracy before training, by the attack that validates each epoch; None without validation data."""
+    if len(held.x) == 0:
+        return None
+    threat = {"max_iter": signature(TRAINERS[trainer]).parameters["max_iter"].default} | options
+    attack = WassersteinPGD(
+        classifier, **{name: threat[name] for name in ("p", "norm", "eps", "max_iter")}, verbose=False
+    )
+    figures = {
+        "clean_accuracy": adversarial_accuracy(classifier, *held, eps=0.0),
+        "wp_accuracy": adversarial_accuracy(classifier, *held, attack),
+    }
+    click.echo("start  " + "  ".join(f"{name} {figure:.4g}" for name, figure in figures.items()))
+    return figures
 
 
 def _options_of(trainer: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -116,5 +142,7 @@ def _options_of(trainer: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in ("p", "norm", "eps", "seed", *wanted)}
 
 
-def _save(classifier: Any, out: Path) -> None:
-    write_atomically(out, lambda path: torch.save(classifier.model.state_dict(), path))
+def _save_weights(classifier: Any, out: Path) -> None:
+    buffer = io.BytesIO()  # torch says of a full disk only that something failed
+    torch.save(classifier.model.state_dict(), buffer)
+    save(out, lambda path: path.write_bytes(buffer.getvalue()))

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Options that commands share, and the data, networks and files that they name."""
+"""Options that commands share, and the data and networks that they name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 from art.estimators.classification import PyTorchClassifier
+from torch import nn
 
+from art_wdro._cli.checks import check_eps, fraction
 from art_wdro._sources.data import Split, load_data
-from art_wdro._sources.networks import load_classifier
-from art_wdro._storage.files import check_target
+from art_wdro._sources.networks import channels_taken, load_network, wrap
+from art_wdro._sources.robustbench import SHAPES
 from art_wdro._threat.geometry import GROUND_NORMS
 from art_wdro.evaluation._report import empty_figure
 from art_wdro.trainers._consistency import CONSISTENCIES
@@ -31,10 +32,21 @@ class Number(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read the number."""
         try:
-            above, _, below = str(value).partition("/")
-            return float(above) / float(below or 1)
-        except (ValueError, ZeroDivisionError):
+            return fraction(str(value))
+        except ValueError:
             self.fail(f"{value!r} is no number; allowed are numbers, fractions such as 8/255, and inf", param, ctx)
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """Read the numbers."""
+        if isinstance(value, list):
+            return value
+        return [Number().convert(part, param, ctx) for part in str(value).split(",")]
 
 
 def combined(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -49,21 +61,30 @@ def combined(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 
 PLACES = combined(
+    click.option("--trust", is_flag=True, help="Read model files that can run code: TorchScript, some .pt2, pickles."),
     click.option("--model-dir", default="models", show_default=True, help="Where RobustBench keeps checkpoints."),
     click.option("--data-dir", default="data", show_default=True, help="Where torchvision finds data sets."),
     click.option("--download", is_flag=True, help="Let torchvision fetch the data set."),
     click.option("--eps", type=Number(), default="8/255", show_default=True, help="Budget, for inputs in [0, 1]."),
+    click.option("--allow-large-eps", is_flag=True, help="Take a budget with which any input can become any other."),
     click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed."),
     click.option("--device", help="A torch device; by default CUDA where it is."),
     click.option("--json", "json_file", type=PATH, help="File for the figures, kept up to date as they come."),
 )
 SHARED = combined(
-    click.option("--model", required=True, help="TorchScript or .pt2 file, module:function, or robustbench:NAME."),
+    click.option(
+        "--model", required=True, help="module:function, a file .pt2, .onnx or TorchScript, or robustbench:NAME."
+    ),
     click.option("--weights", type=PATH, help="State dict for the network."),
     click.option("--dataset", default="cifar10", show_default=True, help="RobustBench's data set."),
     click.option("--threat-model", default="Linf", show_default=True, help="RobustBench's threat model."),
     click.option("--data", required=True, help="File .npz with x and y, torchvision:NAME, or a folder of images."),
     click.option("--image-size", type=click.IntRange(1), help="Resize and crop the images of a folder."),
+    click.option(
+        "--channels", type=click.Choice(["1", "3"]), help="Of a folder's images; by default what the network takes."
+    ),
+    click.option("--mean", type=Numbers(), help="Subtracted first, as 0.49,0.48,0.45: for a network that wants it."),
+    click.option("--std", type=Numbers(), help="What inputs are divided by then, as 0.25,0.24,0.26."),
     click.option("--samples", type=click.IntRange(1), help="Use a random subset."),
     click.option("--p", type=Number(), default=2, show_default=True, help="Order of the Wasserstein distance."),
     click.option(
@@ -85,24 +106,37 @@ TRAINING = combined(
 )
 
 
-def read_data(arguments: dict[str, Any], train: bool = False) -> Split:
-    """Read the data that the options name."""
-    keys = ("data_dir", "download", "image_size")
-    return load_data(arguments["data"], train, *(arguments[key] for key in keys))
+def read(arguments: dict[str, Any], train: bool = False) -> tuple[Split, nn.Module]:
+    """Read the data and the network that the options name, a folder's images with the channels that it takes."""
+    source = arguments["data"]
+    channels = None if arguments["channels"] is None else int(arguments["channels"])
+    where = {"directory": arguments["data_dir"], "download": arguments["download"], "size": arguments["image_size"]}
+    data = load_data(source, train, channels=channels, **where)
+    keys = ("weights", "device", "model_dir", "dataset", "threat_model", "trust")
+    network = load_network(arguments["model"], **{key: arguments[key] for key in keys})
+    if channels is None and Path(source).is_dir():
+        taken = channels_taken(network, data.x.shape[2:])
+        if taken not in (None, data.x.shape[1]):
+            data = load_data(source, train, channels=taken, **where)
+    return data, network
 
 
-def read_classifier(arguments: dict[str, Any], data: Split, **more: Any) -> PyTorchClassifier:
-    """Load the network that the options name, for inputs of the data's shape."""
-    keys = ("weights", "device", "model_dir", "dataset", "threat_model")
-    return load_classifier(arguments["model"], data.x.shape[1:], **{key: arguments[key] for key in keys}, **more)
+def read_classifier(arguments: dict[str, Any], network: nn.Module, data: Split, **more: Any) -> PyTorchClassifier:
+    """Wrap a network for inputs of the data's shape, standardised as the options say.
 
-
-def writable(**files: Path | None) -> list[Path]:
-    """Check that all files can be written, before any work is done for them."""
-    given = {name: path for name, path in files.items() if path is not None}
-    for name, path in given.items():
-        check_target(path, name)
-    return list(given.values())
+    :raises ValueError: If mean or std is given alone, or the budget is no budget for such inputs.
+    """
+    mean, std = arguments["mean"], arguments["std"]
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std are given one without the other; needed are both or none")
+    shape = data.x.shape[1:]
+    doubt = check_eps(arguments["eps"], arguments["norm"], shape, arguments["allow_large_eps"])
+    if doubt is not None:
+        click.echo(f"Warning: {doubt}", err=True)
+    if arguments["model"].startswith("robustbench:"):
+        shape = SHAPES[arguments["dataset"]][0]
+    standardisation = None if mean is None else (mean, std)
+    return wrap(network, shape, device=arguments["device"], standardisation=standardisation, **more)
 
 
 def check_figure(path: Path) -> None:
@@ -114,14 +148,3 @@ def check_figure(path: Path) -> None:
     endings = empty_figure().canvas.get_supported_filetypes()
     if path.suffix and path.suffix[1:] not in endings:
         raise ValueError(f"figure is '{path}'; allowed endings are {', '.join('.' + ending for ending in endings)}")
-
-
-@contextmanager
-def telling(files: list[Path]) -> Iterator[None]:
-    """Say after Ctrl-C where the finished parts are."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        there = [str(path) for path in files if path.exists()]
-        click.echo(f"finished parts are in {', '.join(there)}" if there else "no part was saved", err=True)
-        raise

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
-from art_wdro._cli.options import PLACES, TRAINING, check_figure, telling, writable
+from art_wdro._cli.checks import check_eps
+from art_wdro._cli.options import PLACES, TRAINING, check_figure
+from art_wdro._cli.outputs import save_text, telling, writable
 from art_wdro._reproduction.laboratory import Laboratory
 from art_wdro._reproduction.protocol import Protocol
 from art_wdro._reproduction.reproduction import TARGETS, Reproduction
-from art_wdro._storage.files import write_text
 from art_wdro.trainers._base import ON_NONFINITE
 from art_wdro.trainers._trades import UPSILON_ESTIMATES
 
@@ -57,17 +59,18 @@ def reproduce(
     targets = TARGETS if everything else targets
     if not targets:
         raise click.UsageError(f"no target; allowed are {', '.join(TARGETS)} and --all")
+    check_eps(arguments["eps"], math.inf, (), arguments.pop("allow_large_eps"))
     files = writable(json=json_file, out=out / f"{targets[0]}.json")
     if any(target.startswith("fig") for target in targets):
         check_figure(Path("figure.png"))
-    places = {name: arguments.pop(name) for name in ("data_dir", "download", "model_dir", "device", "keep_weights")}
+    names = ("data_dir", "download", "model_dir", "device", "trust", "keep_weights")
+    places = {name: arguments.pop(name) for name in names}
     trainer = {name: arguments.pop(name) for name in ("gamma", "consistency", "on_nonfinite")}
     laboratory = Laboratory(Protocol(**arguments, trainer=trainer), out, **places)
     reproduction = Reproduction(laboratory, targets, out, range(seed, seed + seeds), network)
     with telling(files):
         shown = reproduction.run()
-    if json_file is not None:
-        write_text(json_file, json.dumps(shown, indent=1))
+    save_text(json_file, json.dumps(shown, indent=1))
     for target in targets:
         table, figure = out / f"{target}.md", out / f"{target}.png"
         click.echo(f"## {target}\n\n{table.read_text(encoding='utf-8') if table.is_file() else figure}")

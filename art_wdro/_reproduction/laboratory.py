@@ -47,6 +47,7 @@ class Laboratory:
         download: bool = False,
         model_dir: str = "models",
         device: str | None = None,
+        trust: bool = False,
         keep_weights: bool = False,
         verbose: bool = True,
     ) -> None:
@@ -58,12 +59,13 @@ class Laboratory:
         :param download: Let torchvision fetch the data set.
         :param model_dir: Where RobustBench keeps its checkpoints.
         :param device: A torch device; None takes CUDA where it is.
+        :param trust: Read model files that can run code.
         :param keep_weights: Whether the fine-tuned networks are kept too.
         :param verbose: Show the progress of each training.
         """
         self.protocol, self._folder = protocol, folder
         self.images = Images(protocol, data_dir, download)
-        self._model_dir, self._device = model_dir, device
+        self._model_dir, self._device, self._trust = model_dir, device, trust
         self._keep_weights, self._verbose = keep_weights, verbose
 
     def check(self, cell: Cell) -> None:
@@ -251,6 +253,7 @@ class Laboratory:
             device=self._device,
             learning_rate=cell.tau or 0.01,
             model_dir=self._model_dir,
+            trust=self._trust,
         )
 
     def _file(self, cell: Cell, ending: str) -> Path:

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
@@ -14,6 +18,7 @@ def as_classifier(
     classes: int,
     device: str | torch.device | None = None,
     learning_rate: float = 0.01,
+    standardisation: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> PyTorchClassifier:
     """Wrap a network whose inputs lie in [0, 1] and which puts out logits.
 
@@ -22,12 +27,16 @@ def as_classifier(
     :param classes: Number of classes.
     :param device: A torch device; None takes CUDA where it is.
     :param learning_rate: Rate of the optimiser, SGD without momentum.
+    :param standardisation: Mean and standard deviation, one number or one for each channel; None for none.
     :return: The classifier, in eval mode; without an optimiser if nothing in the network can be trained.
     """
     wanted = resolve_device(device)
     if wanted.type == "cuda" and wanted.index is not None:
         torch.cuda.set_device(wanted)  # ART takes the current device
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    preprocessing: Any = (0.0, 1.0)  # ART's own, which changes nothing
+    if standardisation is not None:
+        preprocessing = tuple(np.full(shape[0], values, np.float32) for values in standardisation)
     classifier = PyTorchClassifier(
         model,
         loss=nn.CrossEntropyLoss(),
@@ -35,6 +44,7 @@ def as_classifier(
         input_shape=shape,
         nb_classes=classes,
         clip_values=(0.0, 1.0),
+        preprocessing=preprocessing,
         device_type="cpu" if wanted.type == "cpu" else "gpu",
     )
     model.eval()

@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+NAME_LENGTH = 255
+"""Bytes in the name of a directory, at most, on the file systems in use."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file, and put it in place only when it is complete.
@@ -36,13 +39,28 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def check_target(path: Path, name: str) -> None:
     """Refuse a path that no file can be written to, before any work is done for it.
 
-    :raises ValueError: If it is a directory, or its parent is none or may not be written to.
+    :raises ValueError: If it is a directory, its name is too long, or its parent is none or may not be written to.
     """
-    parent = path.resolve().parent
-    while not parent.exists():
-        parent = parent.parent
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"{name} is '{path}', where no file can be written")
+    refusal = f"{name} is '{path}', where no file can be written"
+    try:
+        target = path.resolve()
+        if target.is_dir():
+            raise ValueError(f"{refusal}: it is a directory")
+        parent = target.parent
+        while not parent.exists():
+            if len(os.fsencode(parent.name)) > NAME_LENGTH:
+                raise ValueError(f"{refusal}: the name of a directory is too long")
+            parent = parent.parent
+        if target.exists() and not target.is_file():  # a pipe or a device
+            if not os.access(target, os.W_OK):
+                raise PermissionError("permission denied")
+            return
+        # under such a name it will be written first
+        handle, temporary = tempfile.mkstemp(dir=parent, prefix=f".{target.stem}-", suffix=target.suffix)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{refusal}: {getattr(error, 'strerror', None) or error}") from error
+    os.close(handle)
+    os.unlink(temporary)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_wdro._host import classifier as host
+from art_wdro._host.extras import install
 from art_wdro._ranks import average, total
 from art_wdro._solvers.batches import Counted
 from art_wdro._threat.geometry import displace, project_on_balls
@@ -37,7 +38,7 @@ def check_autoattack(classifier: PyTorchClassifier, wanted: bool | None, r: floa
         fits = unit and images and classifier.nb_classes >= 4 and r in NORM_NAMES
         return fits and _autoattack_class() is not None
     if wanted and _autoattack_class() is None:
-        raise ImportError("autoattack is True and the package is not installed: pip install pyautoattack")
+        raise ImportError(f"autoattack is True and the package is not installed: {install('autoattack')}")
     if wanted and r not in NORM_NAMES:
         raise ValueError(f"autoattack is True; it knows {', '.join(NORM_NAMES.values())}, and norm is {r:g}")
     if wanted and not unit:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from art_wdro._host.extras import install
 from art_wdro.evaluation._first_order import AccuracyBounds
 from art_wdro.evaluation._knapsack import knapsack_accuracy
 
@@ -205,7 +206,7 @@ def empty_figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("a figure needs matplotlib: pip install 'art-wdro[plots]'") from None
+        raise ImportError(f"a figure needs matplotlib: {install('plots')}") from None
     return Figure(figsize=(6, 4), layout="constrained")
 
 
