@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The cost of an attack as a multiple of the bare loop: forwards and input gradients, nothing else.
 
-    python benchmarks/attack_speed.py digits
-    python benchmarks/attack_speed.py cifar10 --data-dir DIR --options
+    python -m benchmarks.speed.attacks digits
+    python -m benchmarks.speed.attacks cifar10 --data-dir DIR --options
 
 All contestants take the same steps on the same images in the same batches; they run interleaved, several times, and
 the median of the ratios within a round counts. `--options` adds number formats, memory layouts and torch.compile, with
@@ -23,13 +23,13 @@ from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_p
     ProjectedGradientDescentPyTorch,
 )
 from art.estimators.classification import PyTorchClassifier
-from networks import SETTINGS, load, robust_network
-from timing import compared, interleaved, keep
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinPGD
 from art_wdro._reproduction.machine import machine
+from benchmarks._timing import compared, interleaved, keep
+from benchmarks.networks.robust import SETTINGS, load, robust_network
 
 
 def bare_loop(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Resident memory while a mapped file larger than memory is attacked, measured and trained on.
 
-    python benchmarks/large.py --gigabytes 20 --directory DIR
+    python -m benchmarks.speed.large --gigabytes 20 --directory DIR
 
 The file is sparse and holds black images of 3 x 224 x 224; what the attack makes from it lies in TMPDIR, which needs
 1.25 times as much room. Resident memory is sampled every 50 milliseconds.
@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from timing import keep
 from torch import nn
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinPGD, sensitivity, wasserstein_distance
 from art_wdro._reproduction.machine import machine
+from benchmarks._timing import keep
 
 
 def resident() -> int:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The pointwise-robust networks that the experiments of docs/results start from, trained with TRADES.
 
-    python benchmarks/pretrained.py fashion-mnist --data-dir DIR
-    python benchmarks/pretrained.py cifar10 --data-dir DIR
+    python -m benchmarks.networks.pretrained fashion-mnist --data-dir DIR
+    python -m benchmarks.networks.pretrained cifar10 --data-dir DIR
 
-DIR is as in networks.py. Once trained, a network is `pretrained:fashion_mnist` or `pretrained:cifar10` for the command
-line, run in this folder.
+DIR is as in networks/robust.py. Once trained, a network is `benchmarks.networks.pretrained:fashion_mnist` or
+`benchmarks.networks.pretrained:cifar10` for the command line, run in the root of the repository.
 
 TRADES: Zhang et al., 2019, arXiv:1901.08573. The schedule of one cycle and the random start of a short attack: Wong,
 Rice, Kolter, 2020, arXiv:2001.03994.
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from networks import KEPT, load, small_cnn, small_resnet
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from art_wdro.trainers._consistency import kl_consistency
+from benchmarks.networks.robust import KEPT, load, small_cnn, small_resnet
 
 VALIDATION = 5000
 """Training images left out here.
@@ -63,7 +63,7 @@ def pretrained(name: str) -> nn.Module:
     """Return the trained network."""
     file = KEPT / f"trades-{name}.pt"
     if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist; benchmarks/pretrained.py makes it")
+        raise FileNotFoundError(f"{file} does not exist; benchmarks/networks/pretrained.py makes it")
     model = untrained(name)
     model.load_state_dict(torch.load(file, weights_only=True))
     return model.eval()

@@ -4,8 +4,8 @@
 Part 1 follows one fine-tuning and compares, at the same weights, what each estimate says with Upsilon of
 the whole training set. Part 2 completes a fine-tuning with each estimate and compares what comes out.
 
-    python benchmarks/upsilon_estimates.py            # half an hour on one thread
-    python benchmarks/upsilon_estimates.py --quick    # one minute, prints only
+    python -m benchmarks.paper.upsilon_estimates            # half an hour on one thread
+    python -m benchmarks.paper.upsilon_estimates --quick    # one minute, prints only
 
 Fashion-MNIST is read from the four IDX files of Debian's package dataset-fashion-mnist, or of its authors.
 """
@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from networks import read_idx
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -41,6 +40,7 @@ from art_wdro import (
 from art_wdro._reproduction.machine import machine
 from art_wdro._threat.norms import dual_norms, power_mean
 from art_wdro.trainers._upsilon import RunningUpsilon
+from benchmarks.networks.robust import read_idx
 
 FRACTIONS = (0.05, 0.1, 0.2)
 WINDOWS = (1, 2, 4, 8, 16, 32, 64)
@@ -57,7 +57,7 @@ FITS: dict[str, dict[str, Any]] = {
     "streaming 16, eta 0.1": {"window": 16, "eta": 0.1},
     "streaming 64": {"window": 64},
 }
-RESULTS = Path(__file__).parent / "results" / "upsilon_estimates.json"
+RESULTS = Path(__file__).parents[1] / "results" / "upsilon_estimates.json"
 Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -450,7 +450,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one minute, one seed, small sets; writes no file")
     parser.add_argument("--case", choices=[case.name for case in CASES], action="append", help="only this case")
-    parser.add_argument("--output", type=Path, help=f"JSON file to write (default: {RESULTS.name} beside the script)")
+    parser.add_argument("--output", type=Path, help=f"JSON file to write (default: benchmarks/results/{RESULTS.name})")
     parser.add_argument(
         "--fashion-mnist",
         type=Path,

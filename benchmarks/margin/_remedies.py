@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from art.data_generators import DataGenerator
-from pretrained import augmented
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from benchmarks.networks.pretrained import augmented
 
 SIZE = 0.01
 """Size of the perturbation of a weight tensor, as a part of its norm."""

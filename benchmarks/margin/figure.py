@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Draw accuracy over the budget from the figures that margin_training.py keeps: means over seeds, and their range.
+"""Draw accuracy over the budget from the figures that margin/training.py keeps: means over seeds, and their range.
 
-python benchmarks/margin_figure.py docs/results/margin_fashion_mnist.json docs/results/margin.png
+python -m benchmarks.margin.figure docs/results/margin_fashion_mnist.json docs/results/margin.png
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from margin_choices import chosen_groups, group_of, method_of
 from matplotlib.figure import Figure
 
 from art_wdro import knapsack_accuracy
+from benchmarks.margin._choices import chosen_groups, group_of, method_of
 
 BUDGETS = np.linspace(0, 1.5, 61)
 """Budgets of the curves, in eps."""

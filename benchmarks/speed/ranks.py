@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """An attack on one data set by several ranks, each on its shard with one thread.
 
-for n in 1 2; do torchrun --standalone --nproc-per-node $n benchmarks/ranks.py cifar10 --data-dir DIR; done
+for n in 1 2; do torchrun --standalone --nproc-per-node $n -m benchmarks.speed.ranks cifar10 --data-dir DIR; done
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from networks import SETTINGS, load, robust_network
 
 from art_wdro import WassersteinPGD, adversarial_accuracy, sharded
+from benchmarks.networks.robust import SETTINGS, load, robust_network
 
 
 def main() -> None:

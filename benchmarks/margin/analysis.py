@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Why the area moves or does not, in the networks that margin_training.py has trained with the first seed.
+"""Why the area moves or does not, in the networks that margin/training.py has trained with the first seed.
 
-    python benchmarks/margin_analysis.py fashion-mnist --data-dir DIR
+    python -m benchmarks.margin.analysis fashion-mnist --data-dir DIR
 
 Prints, for each method of the table: least distances at quantiles of the test images, in eps; the area on images that
 the training saw and on as many test images, by the same search; the area that the search of the training, with its few
@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from margin_cells import classifier_for, data_of, figures, file_of, read, searched
-from margin_choices import group_of, in_table
-from margin_settings import MAX_ITER, SEEDS, SETTINGS
 
 from art_wdro._sources.data import Split
 from art_wdro.trainers._margin import REACH
+from benchmarks.margin._cells import classifier_for, data_of, figures, file_of, read, searched
+from benchmarks.margin._choices import group_of, in_table
+from benchmarks.margin._settings import MAX_ITER, SEEDS, SETTINGS
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 

@@ -2,7 +2,7 @@
 """What equal least distances cost: the search of the knapsack against FMN and bisected Auto-PGD.
 
     pip install foolbox==3.3.4; pip install --no-deps adv-lib==0.2.8
-    python benchmarks/knapsack_speed.py fashion-mnist --data-dir DIR
+    python -m benchmarks.speed.knapsack fashion-mnist --data-dir DIR
 
 For each rival the search gets the fewest gradient evaluations, of a ladder, at which its median distance is the rival's
 or less; then both run interleaved on the same images, and their gradients a sample and times are compared.
@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from least_distances import Counted, methods, scored
-from networks import SETTINGS, load, robust_network
-from timing import interleaved, keep, ratio
 from torch import nn
 
 from art_wdro import WassersteinKnapsack
 from art_wdro._reproduction.machine import machine
+from benchmarks._timing import interleaved, keep, ratio
+from benchmarks.attacks.least_distances import Counted, methods, scored
+from benchmarks.networks.robust import SETTINGS, load, robust_network
 
 LADDER = (5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 200, 300)
 EQUAL = 1.001

@@ -2,7 +2,7 @@
 """Least distances: our search beside the minimum-norm attacks of foolbox, adversarial-library and ART.
 
     pip install foolbox==3.3.4; pip install --no-deps adv-lib==0.2.8
-    python benchmarks/least_distances.py cifar10 --data-dir DIR
+    python -m benchmarks.attacks.least_distances cifar10 --data-dir DIR
 
 Every method attacks the same correctly classified images, one after the other in one run. Distances are computed from
 the points that it returns, and a point that is not misclassified counts as infinitely far. Gradient evaluations are
@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from art.attacks.evasion import CarliniL2Method, CarliniLInfMethod, DeepFool, ElasticNet
 from art.estimators.classification import PyTorchClassifier
-from networks import SETTINGS, load, robust_network
 from torch import Tensor, nn
 
 from art_wdro import WassersteinKnapsack
+from benchmarks.networks.robust import SETTINGS, load, robust_network
 
 sys.modules.setdefault("visdom", types.ModuleType("visdom"))  # adversarial-library imports it to draw, which we do not
 import foolbox  # noqa: E402

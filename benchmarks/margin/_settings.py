@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What margin_training.py compares: methods, data sets, budgets and learning rates."""
+"""What margin/training.py compares: methods, data sets, budgets and learning rates."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, NamedTuple
 
-from remedies import Augmented, WeightPerturbed
-
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
+from benchmarks.margin._remedies import Augmented, WeightPerturbed
 
 SEEDS = (0, 1, 2)
 MAX_ITER = 10
@@ -19,7 +18,7 @@ class Setting(NamedTuple):
 
     :param data: Training images, as for `load_data`.
     :param test_data: Test images.
-    :param network: Name of the network, as in pretrained.py.
+    :param network: Name of the network, as in networks/pretrained.py.
     :param scratch: Whether training starts from the untrained network.
     :param momentum: Momentum of SGD.
     :param eps: Budget.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """How far W-PGD is from the knapsack on networks that were trained to be robust, and how strong W-PGD can be made.
 
-    python benchmarks/evaluation.py digits
-    python benchmarks/evaluation.py cifar10 --data-dir DIR
+    python -m benchmarks.attacks.evaluation digits
+    python -m benchmarks.attacks.evaluation cifar10 --data-dir DIR
 
 trains the network if need be, evaluates it, and then tries settings of W-PGD.
 """
@@ -15,9 +15,8 @@ import time
 import warnings
 from pathlib import Path
 
-from networks import SETTINGS, load, robust_network
-
 from art_wdro import WassersteinPGD, adversarial_accuracy, evaluate
+from benchmarks.networks.robust import SETTINGS, load, robust_network
 
 PAPER = (20, 1.0, "constant", "redlr")
 GRID = [

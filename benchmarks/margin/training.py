@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
 """The margin trainer against the paper's method and its kin, fine-tuning and from scratch (docs/results/margin.md).
 
-    python benchmarks/margin_training.py run fashion-mnist --data-dir DIR
-    python benchmarks/margin_training.py autoattack fashion-mnist --data-dir DIR
-    python benchmarks/margin_training.py table fashion-mnist
+    python -m benchmarks.margin.training run fashion-mnist --data-dir DIR
+    python -m benchmarks.margin.training autoattack fashion-mnist --data-dir DIR
+    python -m benchmarks.margin.training table fashion-mnist
 
-DIR is as for experiments.py. Every cell, one method and one seed, is kept in runs/margin; a run that is stopped goes on
-where it was. Methods see the same images in the same order, with at most 10 gradient evaluations a sample in each inner
-problem, but where a name says so (the combined objective has two, and perturbed weights cost one more pass). Each has
-the learning rates of the data set and the variants that are listed for it to choose from: the first seed and validation
-images decide, the other seeds follow, and the table is of other test images.
+DIR is as for paper/experiments.py. Every cell, one method and one seed, is kept in runs/margin; a run that is stopped
+goes on where it was. Methods see the same images in the same order, with at most 10 gradient evaluations a sample in
+each inner problem, but where a name says so (the combined objective has two, and perturbed weights cost one more pass).
+Each has the learning rates of the data set and the variants that are listed for it to choose from: the first seed and
+validation images decide, the other seeds follow, and the table is of other test images.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from margin_cells import classifier_for, data_of, file_of, read, run_cell
-from margin_choices import chosen, chosen_groups, group_of, in_table, method_of
-from margin_settings import REMEDIES, SEEDS, SETTINGS
-from summary import SHARES, compact, spread
 
 from art_wdro._storage.files import write_text
 from art_wdro.evaluation._autoattack import autoattack_runner
+from benchmarks.margin._cells import classifier_for, data_of, file_of, read, run_cell
+from benchmarks.margin._choices import chosen, chosen_groups, group_of, in_table, method_of
+from benchmarks.margin._settings import REMEDIES, SEEDS, SETTINGS
+from benchmarks.paper.summary import SHARES, compact, spread
 
 AUTOATTACK_IMAGES = 200
 """Test images of AutoAttack, among those of the knapsack."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Split mass beside AutoAttack, W-PGD and the knapsack, with both searches for least distances, and what each costs.
 
-    python benchmarks/split_mass.py digits
-    python benchmarks/split_mass.py cifar10 --data-dir DIR --samples 200
+    python -m benchmarks.attacks.split_mass digits
+    python -m benchmarks.attacks.split_mass cifar10 --data-dir DIR --samples 200
 
 All figures are accuracies under W_2: what AutoAttack finds within eps lies in that ball too.
 """
@@ -16,9 +16,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from networks import SETTINGS, load, robust_network
 
 from art_wdro import WassersteinDistributionalAttack, WassersteinKnapsack, adversarial_accuracy, evaluate
+from benchmarks.networks.robust import SETTINGS, load, robust_network
 
 OTHER_NORMS = {2.0: 0.5, 1.0: 1.5}
 """Budgets for digits in the other ground norms."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Lipschitz certificates beside the product of norms, and bounds on the worst expected loss beside what attacks reach.
 
-    python benchmarks/certificates.py digits
-    python benchmarks/certificates.py fashion-mnist --data-dir DIR --samples 100
+    python -m benchmarks.attacks.certificates digits
+    python -m benchmarks.attacks.certificates fashion-mnist --data-dir DIR --samples 100
 
-The networks are those of certified_training.py.
+The networks are those of networks/certified.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import json
 from pathlib import Path
 
 import torch
-from certified_training import BUDGETS, SIDES, networks
-from networks import load
 from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinPGD, lipschitz_certificate, loss_certificate, sensitivity
@@ -25,6 +23,8 @@ from art_wdro._bounds.jacobians import propagate
 from art_wdro._bounds.operator_norms import JacobianNorms
 from art_wdro._bounds.tracing import graph_of
 from art_wdro._sources.classifiers import as_classifier
+from benchmarks.networks.certified import BUDGETS, SIDES, networks
+from benchmarks.networks.robust import load
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Summarise the cells that experiments.py has run: one table in Markdown and one JSON file an experiment.
+"""Summarise the cells that paper/experiments.py has run: one table in Markdown and one JSON file an experiment.
 
-python benchmarks/summary.py runs/experiments/grid docs/results/grid.json
+python -m benchmarks.paper.summary runs/experiments/grid docs/results/grid.json
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Networks trained so that much can be certified of them: by interval bounds for l_inf, orthogonal layers for l_2.
 
-    python benchmarks/certified_training.py digits
-    python benchmarks/certified_training.py fashion-mnist --data-dir DIR --samples 200
+    python -m benchmarks.networks.certified digits
+    python -m benchmarks.networks.certified fashion-mnist --data-dir DIR --samples 200
 
 Beside them, networks trained by the same code on clean images, and the one that adversarial training made. For each,
 accuracy under W_2 is bracketed: what is certified from below, what the knapsack attack leaves from above.
@@ -23,13 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from networks import KEPT, Split, load, robust_network, small_cnn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
 from art_wdro import WassersteinKnapsack, certified_radii, knapsack_accuracy
 from art_wdro._sources.classifiers import as_classifier
+from benchmarks.networks.robust import KEPT, Split, load, robust_network, small_cnn
 
 SIDES = {"digits": 8, "fashion-mnist": 28}
 EPOCHS = {"digits": 80, "fashion-mnist": 8}

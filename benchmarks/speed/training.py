@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The cost of one training minibatch: Algorithm 1 as printed, our trainer's, ART's TRADES, and the floor.
 
-    python benchmarks/training_speed.py fashion-mnist --data-dir DIR
+    python -m benchmarks.speed.training fashion-mnist --data-dir DIR
 
 The floor is the attack's forwards and input gradients and one update of TRADES, nothing else. As printed, Algorithm 1
 draws a tenth of the training set anew for every minibatch, and its attack computes every gradient. The learning rate
@@ -21,8 +21,6 @@ from typing import Any
 import torch
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerTRADESPyTorch
-from networks import SETTINGS, load, robust_network
-from timing import compared, interleaved, keep
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -30,6 +28,8 @@ from art_wdro import DistributionalTRADESTrainer
 from art_wdro._reproduction.machine import machine
 from art_wdro.losses import redlr
 from art_wdro.trainers._consistency import kl_consistency
+from benchmarks._timing import compared, interleaved, keep
+from benchmarks.networks.robust import SETTINGS, load, robust_network
 
 
 def dense_redlr(logits: Tensor, labels: Tensor) -> Tensor:

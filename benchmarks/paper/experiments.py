@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The experiments of docs/results: the paper's grid, its claim under stronger attacks, and what each choice is worth.
 
-    python benchmarks/experiments.py grid --data-dir DIR
-    python benchmarks/experiments.py decisive --data-dir DIR
-    python benchmarks/experiments.py ablations --data-dir DIR
-    python benchmarks/experiments.py combined --data-dir DIR
-    python benchmarks/experiments.py cifar10 --data-dir DIR
+    python -m benchmarks.paper.experiments grid --data-dir DIR
+    python -m benchmarks.paper.experiments decisive --data-dir DIR
+    python -m benchmarks.paper.experiments ablations --data-dir DIR
+    python -m benchmarks.paper.experiments combined --data-dir DIR
+    python -m benchmarks.paper.experiments cifar10 --data-dir DIR
 
 All but the last take Fashion-MNIST as torchvision keeps it in DIR, the last one DIR/train.npz and DIR/test.npz.
-`pretrained.py` makes the networks they start from. A run that is stopped goes on where it was.
+`networks/pretrained.py` makes the networks they start from. A run that is stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,9 @@ from art_wdro._reproduction.protocol import Cell, PaperTrainer, Protocol
 from art_wdro._reproduction.reproduction import Reproduction
 
 SEEDS = (0, 1, 2)
+FASHION_NETWORK, CIFAR10_NETWORK, DIGITS_NETWORK = (
+    f"benchmarks.networks.pretrained:{name}" for name in ("fashion_mnist", "cifar10", "untrained_digits")
+)
 FASHION = Protocol(
     data="torchvision:FashionMNIST",
     train_samples=4000,
@@ -112,7 +114,7 @@ def grid(options: dict[str, Any], out: Path) -> None:
     """Run tables 1 to 5 and figures 7.1 to 7.4 on Fashion-MNIST."""
     laboratory = Laboratory(FASHION, out / "grid", **options)
     targets = ("table1", "table2", "table3", "table4", "table5", "fig7.1", "fig7.2", "fig7.3", "fig7.4")
-    reproduction = Reproduction(laboratory, targets, out / "grid", SEEDS, "pretrained:fashion_mnist")
+    reproduction = Reproduction(laboratory, targets, out / "grid", SEEDS, FASHION_NETWORK)
     for cell in sorted(reproduction.planned, key=lambda cell: cell.seed):
         run(laboratory, cell)
     reproduction.write(targets)
@@ -120,7 +122,7 @@ def grid(options: dict[str, Any], out: Path) -> None:
 
 def decisive(options: dict[str, Any], out: Path) -> None:
     """Run the compared cells of Fashion-MNIST again, with AutoAttack, beside a pointwise attack for as long."""
-    network, protocol = "pretrained:fashion_mnist", replace(FASHION, autoattack=True, strong_samples=300)
+    network, protocol = FASHION_NETWORK, replace(FASHION, autoattack=True, strong_samples=300)
     run(Laboratory(protocol, out / "decisive", **options), Cell("before", network))
     for name, trainer in (("paper", {}), ("pointwise", POINTWISE)):
         laboratory = Laboratory(replace(protocol, trainer=trainer), out / "decisive" / name, **options)
@@ -135,12 +137,12 @@ def ablations(options: dict[str, Any], out: Path) -> None:
             laboratory = kind(replace(SHORT, trainer=trainer), out / "ablations" / name, **options)
             start = "none" if name == "no-perturbation" else "whole"
             eta = 0.1 if name == "eta-0.1" else 1.0
-            run(laboratory, Cell("after", "pretrained:fashion_mnist", seed, start, 0.01, eta))
+            run(laboratory, Cell("after", FASHION_NETWORK, seed, start, 0.01, eta))
 
 
 def cifar10(options: dict[str, Any], out: Path) -> None:
     """Run the decisive cells on CIFAR-10: the paper's, a pointwise attack, longer steps, and the combined objective."""
-    out, network = out.resolve(), "pretrained:cifar10"
+    out, network = out.resolve(), CIFAR10_NETWORK
     os.chdir(options.pop("data_dir"))
     run(Laboratory(CIFAR10, out / "cifar10", **options), Cell("before", network))
     longer = {"eps_step": 1.875 * CIFAR10.eps / CIFAR10.max_iter}
@@ -159,7 +161,7 @@ def combined(options: dict[str, Any], out: Path) -> None:
         for gamma in (0.0, 3.0, 6.0):
             protocol = replace(SHORT, trainer={"gamma": gamma})
             laboratory = Laboratory(protocol, out / "combined" / f"gamma-{gamma:g}", **options)
-            run(laboratory, Cell("after", "pretrained:fashion_mnist", seed, "whole", 0.1, 1.0))
+            run(laboratory, Cell("after", FASHION_NETWORK, seed, "whole", 0.1, 1.0))
     (out / "scratch").mkdir(parents=True, exist_ok=True)
     os.chdir(out / "scratch")
     digits = load_digits()
@@ -168,7 +170,7 @@ def combined(options: dict[str, Any], out: Path) -> None:
     for seed in SEEDS:
         for name, trainer in settings.items():
             laboratory = Laboratory(replace(SCRATCH, trainer=trainer), Path(name), **options)
-            run(laboratory, Cell("after", "pretrained:untrained_digits", seed, "none", 0.1, 1.0))
+            run(laboratory, Cell("after", DIGITS_NETWORK, seed, "none", 0.1, 1.0))
 
 
 def run(laboratory: Laboratory, cell: Cell) -> None:
@@ -190,7 +192,6 @@ def main() -> None:
     parser.add_argument("--device")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).parent))  # for networks given as pretrained:NAME
     options = {"data_dir": args.data_dir, "device": args.device, "verbose": False}
     experiments[args.name](options, args.out)
 

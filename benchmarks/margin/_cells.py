@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A cell of margin_training.py: one method and one seed, trained, evaluated, and kept."""
+"""A cell of margin/training.py: one method and one seed, trained, evaluated, and kept."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from margin_settings import MARGIN, MAX_ITER, METHODS, RATES, SETTINGS, Setting
-from pretrained import pretrained, untrained
-from remedies import Stream
-from summary import SHARES
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -28,6 +24,10 @@ from art_wdro._sources.data import Split, load_data
 from art_wdro._storage.files import write_atomically, write_text
 from art_wdro.trainers._dual import HEAVIEST
 from art_wdro.trainers._margin import REACH
+from benchmarks.margin._remedies import Stream
+from benchmarks.margin._settings import MARGIN, MAX_ITER, METHODS, RATES, SETTINGS, Setting
+from benchmarks.networks.pretrained import pretrained, untrained
+from benchmarks.paper.summary import SHARES
 
 GRID = np.linspace(0, 1, 41)
 """Budgets of the area, in eps."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Robust networks to measure on: trained once by trainers of ART, then kept on disk.
 
-    python benchmarks/networks.py digits
-    python benchmarks/networks.py fashion-mnist --data-dir DIR
-    python benchmarks/networks.py cifar10 --data-dir DIR
+    python -m benchmarks.networks.robust digits
+    python -m benchmarks.networks.robust fashion-mnist --data-dir DIR
+    python -m benchmarks.networks.robust cifar10 --data-dir DIR
 
 DIR holds train.npz and test.npz with x (N, H, W[, C]) in bytes and y (N,), or the gzipped files of MNIST's format,
 as the Debian package dataset-fashion-mnist brings them.
@@ -27,7 +27,7 @@ from torch import nn
 from art_wdro import adversarial_accuracy
 from art_wdro._sources.data import Split
 
-KEPT = Path(__file__).parent.parent / "runs" / "networks"
+KEPT = Path(__file__).parents[2] / "runs" / "networks"
 
 
 class Setting(NamedTuple):

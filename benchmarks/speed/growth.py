@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How the cost of an attack grows with the number of images and with their size.
 
-    python benchmarks/growth.py --figure FILE
+    python -m benchmarks.speed.growth --figure FILE
 
 A network of one convolution, so that the attack's own work and memory weigh as much as they ever do. Every cell runs
 in a process of its own, several times over: the median time of one step, of one step of the bare loop (a forward pass
@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from attack_speed import bare_loop
-from timing import keep
 from torch import nn
 
 from art_wdro import WassersteinPGD
 from art_wdro._reproduction.machine import machine
+from benchmarks._timing import keep
+from benchmarks.speed.attacks import bare_loop
 
 CELLS = [(count, 32) for count in (1000, 4000, 16000, 64000)] + [(1000, side) for side in (64, 112, 160, 224)]
 STEPS = 5
@@ -105,7 +105,7 @@ def main() -> None:
     found: dict[tuple[int, int], list[dict[str, float]]] = {key: [] for key in CELLS}
     for _ in range(args.repeats):
         for count, side in CELLS:
-            command = [sys.executable, __file__, "--cell", str(count), str(side)]
+            command = [sys.executable, "-m", "benchmarks.speed.growth", "--cell", str(count), str(side)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found[count, side].append(json.loads(done.stdout.splitlines()[-1]))
     print("| images | side | seconds a step | nanoseconds a number | of the bare loop | peak memory in arrays |")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from margin_settings import SEEDS
+from benchmarks.margin._settings import SEEDS
 
 CLEAN_LOSS = 0.01
 """Clean accuracy that a choice may cost on the validation images."""
