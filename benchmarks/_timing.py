@@ -1,32 +1,46 @@
 # SPDX-License-Identifier: MIT
-"""What the benchmarks of speed share: interleaved timing, ratios, and a file of figures beside the machine."""
+"""The one way of timing: a stopwatch that waits for the GPU, contestants that take turns, medians of their rounds."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from art_wdro._reproduction.machine import machine
+from benchmarks._cells import Cells
+
+T = TypeVar("T")
 
 
-def interleaved(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Time all contestants in turn, several times over, after one round to warm up; seconds by name."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for repeat in range(repeats + 1):
-        for name, run in contestants.items():
-            _wait()
-            started = time.perf_counter()
-            run()
-            _wait()
-            if repeat > 0:
-                times[name].append(time.perf_counter() - started)
-    return times
+def timed(run: Callable[[], T]) -> tuple[T, float]:
+    """Return what a call returns, and the seconds that it took."""
+    _wait()
+    started = time.perf_counter()
+    found = run()
+    _wait()
+    return found, time.perf_counter() - started
+
+
+def interleaved(
+    contestants: dict[str, Callable[[], object]], repeats: int, cells: Cells | None = None
+) -> dict[str, list[float]]:
+    """Time all contestants in turn, several times over, after one round to warm up; seconds by name.
+
+    :param contestants: What is timed.
+    :param repeats: Number of rounds.
+    :param cells: Keeps each round, in which alone ratios are taken.
+    """
+    for run in contestants.values():
+        run()
+
+    def one_round() -> dict[str, Any]:
+        return {name: timed(run)[1] for name, run in contestants.items()}
+
+    rounds = [one_round() if cells is None else cells.run({"round": number}, one_round) for number in range(repeats)]
+    return {name: [seconds[name] for seconds in rounds] for name in contestants}
 
 
 def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
@@ -48,13 +62,6 @@ def compared(times: dict[str, list[float]], label: str, **ratios: tuple[str, boo
             row[key] = ratio(times, other, name) if inverse else ratio(times, name, other)
         rows.append(row)
     return rows
-
-
-def keep(file: Path | None, setting: dict[str, Any], **results: Any) -> None:
-    """Write a setting, the machine and the results as JSON, if a file is named."""
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"setting": setting, "machine": machine(), **results}, indent=1) + "\n")
 
 
 def _wait() -> None:

@@ -10,60 +10,90 @@ All figures are accuracies under W_2: what AutoAttack finds within eps lies in t
 from __future__ import annotations
 
 import argparse
-import json
-import time
+import math
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-import numpy as np
+from art.estimators.classification import PyTorchClassifier
 
 from art_wdro import WassersteinDistributionalAttack, WassersteinKnapsack, adversarial_accuracy, evaluate
-from benchmarks.networks.robust import SETTINGS, load, robust_network
+from art_wdro._sources.data import Split
+from benchmarks._cells import cells_of
+from benchmarks._command import command, parsed, with_data
+from benchmarks._files import keep
+from benchmarks._settings import DATA
+from benchmarks._tables import Table
+from benchmarks._timing import timed
+from benchmarks.networks._data import load
+from benchmarks.networks.robust import robust_network
 
-OTHER_NORMS = {2.0: 0.5, 1.0: 1.5}
-"""Budgets for digits in the other ground norms."""
+Attack = WassersteinDistributionalAttack | WassersteinKnapsack
 KAPPAS = (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)
 
 
-def main() -> None:
+def reported(classifier: PyTorchClassifier, data: Split, threat: dict[str, Any], autoattack: bool) -> dict[str, Any]:
+    """Return the figures of the attacks of a report."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        report = evaluate(classifier, *data, autoattack=autoattack, certified=False, knapsack_iter=100, **threat)
+    rows = [row for row in report.rows if row.attack != "knapsack's distances"]
+    return {
+        "rows": [
+            {"attack": r.attack, "accuracy": r.accuracy, "gradients": r.gradients, "seconds": r.seconds} for r in rows
+        ]
+    }
+
+
+def attacked(classifier: PyTorchClassifier, data: Split, name: str, attack: Attack) -> dict[str, Any]:
+    """Return the figures of one attack."""
+    accuracy, seconds = timed(lambda: adversarial_accuracy(classifier, *data, attack, batch_size=250))
+    return {"attack": name, "accuracy": accuracy, "gradients": attack.gradients_, "seconds": seconds}
+
+
+def attacks_of(classifier: PyTorchClassifier, threat: dict[str, Any]) -> dict[str, Attack]:
+    """Return the attacks that are in no report."""
+    attacks: dict[str, Attack] = {
+        "knapsack, 30": WassersteinKnapsack(classifier, max_iter=30, **threat),
+        "knapsack, stepping out": WassersteinKnapsack(classifier, max_iter=50, search="stepping-out", **threat),
+    }
+    for kappa in KAPPAS:
+        attacks[f"WDA, kappa {kappa:g}"] = WassersteinDistributionalAttack(classifier, p=2, kappa=kappa, **threat)
+    return attacks
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    found = with_data(command(__doc__))
+    found.add_argument("--samples", type=int, default=500)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print accuracy under W_2 in percent, gradients a sample and seconds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=tuple(SETTINGS))
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    warnings.simplefilter("ignore", UserWarning)
-    classifier, data = robust_network(args.name, args.data_dir), load(args.name, args.data_dir, train=False)
-    x, y = data.x[: args.samples], data.y[: args.samples]
-    budgets = {np.inf: SETTINGS[args.name].eps} | (OTHER_NORMS if args.name == "digits" else {})
-    rows = []
+    args = parsed(parser(), arguments, samples=12)
+    classifier = robust_network(args.name, args.data_dir)
+    data = Split(*(part[: args.samples] for part in load(args.name, args.data_dir, train=False)))
+    rows: list[dict[str, Any]] = []
+    table = Table("norm", "attack", "accuracy in %", "gradients", "seconds")
 
-    def add(norm: float, name: str, accuracy: float, gradients: float, seconds: float) -> None:
-        rows.append({"norm": f"{norm:g}", "attack": name, "accuracy": accuracy, "gradients": gradients})
-        rows[-1]["seconds"] = seconds
-        print(f"| {norm:g} | {name} | {100 * accuracy:.1f} | {gradients:.0f} | {seconds:.1f} |", flush=True)
+    def add(norm: str, row: dict[str, Any]) -> None:
+        rows.append({"norm": norm, **row})
+        figures = f"{100 * row['accuracy']:.1f}", f"{row['gradients']:.0f}", f"{row['seconds']:.1f}"
+        table.row(norm, row["attack"], *figures)
 
-    print("| norm | attack | accuracy in % | gradients | seconds |\n" + "| --- " * 5 + "|")
-    for norm, eps in budgets.items():
-        threat = {"norm": norm, "eps": eps, "batch_size": 250, "verbose": False}
-        report = evaluate(classifier, x, y, autoattack=norm == np.inf, certified=False, knapsack_iter=100, **threat)
-        for row in report.rows:
-            if row.attack != "knapsack's distances":
-                add(norm, row.attack, row.accuracy, row.gradients, row.seconds)
-        attacks = {
-            "knapsack, 30": WassersteinKnapsack(classifier, max_iter=30, **threat),
-            "knapsack, stepping out": WassersteinKnapsack(classifier, max_iter=50, search="stepping-out", **threat),
-        }
-        for kappa in KAPPAS:
-            attacks[f"WDA, kappa {kappa:g}"] = WassersteinDistributionalAttack(classifier, p=2, kappa=kappa, **threat)
-        for name, attack in attacks.items():
-            started = time.perf_counter()
-            accuracy = adversarial_accuracy(classifier, x, y, attack, batch_size=250)
-            add(norm, name, accuracy, attack.gradients_, time.perf_counter() - started)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(rows, indent=1))
+    with cells_of(args, "split_mass") as cells:
+        for norm, eps in DATA[args.name].budgets.items():
+            threat = {"norm": norm, "eps": eps, "batch_size": 250, "verbose": False}
+            autoattack = math.isinf(norm) and not args.quick  # which takes minutes
+            cell, report = {"norm": f"{norm:g}"}, partial(reported, classifier, data, threat, autoattack)
+            for row in cells.run({**cell, "part": "report"}, report)["rows"]:
+                add(cell["norm"], row)
+            for name, attack in attacks_of(classifier, threat).items():
+                work = partial(attacked, classifier, data, name, attack)
+                add(cell["norm"], cells.run({**cell, "attack": name}, work))
+        keep(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.margin._settings import SEEDS
+from benchmarks._settings import SEEDS
 
 CLEAN_LOSS = 0.01
 """Clean accuracy that a choice may cost on the validation images."""
@@ -57,5 +57,5 @@ def start_of(cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 def group_of(cell: dict[str, Any]) -> str:
     """Return what cells that differ in the seed alone have in common."""
-    own = cell["cell"]
-    return own["method"] + (f", {own['rate']}" if own["rate"] else "")
+    own: dict[str, Any] = cell["cell"]
+    return f"{own['method']}, {own['rate']}" if own["rate"] else str(own["method"])

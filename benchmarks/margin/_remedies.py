@@ -15,13 +15,14 @@ from art.data_generators import DataGenerator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from art_wdro import WassersteinMarginTrainer
 from benchmarks.networks.pretrained import augmented
 
 SIZE = 0.01
 """Size of the perturbation of a weight tensor, as a part of its norm."""
 
 
-class Stream(DataGenerator):
+class Stream(DataGenerator):  # type: ignore[misc]
     """Images in a fixed order, each of them once, shifted and flipped."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, size: int, batch_size: int) -> None:
@@ -39,14 +40,14 @@ class Stream(DataGenerator):
         return augmented(torch.from_numpy(x)).numpy(), y
 
 
-class Augmented:
+class AugmentedMargin(WassersteinMarginTrainer):
     """Shift every image of a minibatch by up to 4 pixels and flip half of them."""
 
     def _step(self, x: Tensor, y: Tensor, where: str) -> Any:
         return super()._step(augmented(x), y, where)
 
 
-class WeightPerturbed:
+class PerturbedMargin(WassersteinMarginTrainer):
     """Take the gradient of an update at weights that are worse by one step of ascent."""
 
     def _update(self, y: Tensor, batches: Sequence[Tensor], outer: Any, where: str) -> Any:

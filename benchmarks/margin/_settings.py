@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What margin/training.py compares: methods, data sets, budgets and learning rates."""
+"""What training.py compares: methods, data sets, budgets and learning rates."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 from typing import Any, NamedTuple
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
-from benchmarks.margin._remedies import Augmented, WeightPerturbed
+from art_wdro.trainers._base import FineTuner
+from benchmarks._settings import DATA, LONGER, QUICK
+from benchmarks.margin._remedies import AugmentedMargin, PerturbedMargin
 
-SEEDS = (0, 1, 2)
 MAX_ITER = 10
 
 
@@ -18,7 +19,7 @@ class Setting(NamedTuple):
 
     :param data: Training images, as for `load_data`.
     :param test_data: Test images.
-    :param network: Name of the network, as in networks/pretrained.py.
+    :param network: Name of the data set in `DATA`, and of its network in networks/pretrained.py.
     :param scratch: Whether training starts from the untrained network.
     :param momentum: Momentum of SGD.
     :param eps: Budget.
@@ -61,10 +62,8 @@ class Setting(NamedTuple):
         return OWN_RATES.get(method, self.rates)
 
 
-LONGER = 1.875
-"""Length of all steps of the attack together, in eps, that serves the paper's method best."""
 PAPER, MARGIN = DistributionalTRADESTrainer, WassersteinMarginTrainer
-METHODS: dict[str, tuple[type, dict[str, Any]]] = {
+METHODS: dict[str, tuple[type[FineTuner], dict[str, Any]]] = {
     "TRADES": (PAPER, {"p": math.inf, "loss": "ce"}),
     "max-margin": (MARGIN, {"p": math.inf, "budgets": 1}),
     "paper": (PAPER, {}),
@@ -78,8 +77,8 @@ METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "margin, beta 2": (MARGIN, {"beta": 2.0}),
     "margin, beta 4": (MARGIN, {"beta": 4.0}),
     "margin, one budget": (MARGIN, {"budgets": 1, "beta": 1.0}),
-    "margin, augmented": (type("AugmentedMargin", (Augmented, MARGIN), {}), {}),
-    "margin, weights perturbed": (type("PerturbedMargin", (WeightPerturbed, MARGIN), {}), {}),
+    "margin, augmented": (AugmentedMargin, {}),
+    "margin, weights perturbed": (PerturbedMargin, {}),
 }
 """Classes and their options; names that differ after ", beta" are variants of one method."""
 COMPARED = ("TRADES", "max-margin", "paper", "paper, combined", "paper, longer steps", "margin")
@@ -94,7 +93,7 @@ FASHION = Setting(
     network="fashion-mnist",
     scratch=False,
     momentum=0.0,
-    eps=0.1,
+    eps=DATA["fashion-mnist"].eps,
     fresh=False,
     images=4000,
     epochs=8,
@@ -123,7 +122,7 @@ CIFAR = Setting(
     network="cifar10",
     scratch=False,
     momentum=0.0,
-    eps=8 / 255,
+    eps=DATA["cifar10"].eps,
     fresh=True,
     images=3000,
     epochs=4,
@@ -152,6 +151,21 @@ SETTINGS = {
         momentum=0.9,
         epochs=15,
         methods=(*COMPARED, "paper, longer steps, beta 12", "margin, beta 4"),
+        rates=("cosine 0.1",),
+    ),
+    QUICK: FASHION._replace(
+        data=QUICK,
+        test_data=QUICK,
+        network=QUICK,
+        images=160,
+        epochs=1,
+        batch=32,
+        test_images=24,
+        more_images=60,
+        validation_images=60,
+        gradients=(30, 10, 10),
+        reaches=(1.2, 2.0),
+        methods=("paper", "margin", "margin, beta 2", "margin, weights perturbed"),
         rates=("cosine 0.1",),
     ),
 }

@@ -2,10 +2,10 @@
 """Networks trained so that much can be certified of them: by interval bounds for l_inf, orthogonal layers for l_2.
 
     python -m benchmarks.networks.certified digits
-    python -m benchmarks.networks.certified fashion-mnist --data-dir DIR --samples 200
+    python -m benchmarks.networks.certified fashion-mnist --data-dir DIR
 
-Beside them, networks trained by the same code on clean images, and the one that adversarial training made. For each,
-accuracy under W_2 is bracketed: what is certified from below, what the knapsack attack leaves from above.
+Beside them, a network trained by the same code on clean images, and the one that adversarial training made; what can be
+certified of each is asked in benchmarks/attacks. Networks are kept in runs/networks.
 
 Sources: interval bounds in training, Gowal et al., 2018, arXiv:1810.12715; orthogonal layers and activations that keep
 the norm of gradients, Anil et al., 2019, arXiv:1811.05381.
@@ -14,67 +14,74 @@ the norm of gradients, Anil et al., 2019, arXiv:1811.05381.
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import orthogonal
 
-from art_wdro import WassersteinKnapsack, certified_radii, knapsack_accuracy
-from art_wdro._sources.classifiers import as_classifier
-from benchmarks.networks.robust import KEPT, Split, load, robust_network, small_cnn
+from art_wdro import adversarial_accuracy
+from art_wdro._sources.data import Split
+from benchmarks._command import NAMES, command, parsed, with_data
+from benchmarks._files import keep
+from benchmarks._settings import DATA
+from benchmarks._tables import Table
+from benchmarks._timing import timed
+from benchmarks.networks._architectures import CLASSES, Network, Orthogonal, classifier_of, small_cnn, trained
+from benchmarks.networks._data import load
+from benchmarks.networks.robust import robust_network
 
-SIDES = {"digits": 8, "fashion-mnist": 28}
-EPOCHS = {"digits": 80, "fashion-mnist": 8}
-ORTHOGONAL_EPOCHS = {"digits": 80, "fashion-mnist": 3}
-"""Fewer, since torch's parametrisation takes most of the time there."""
-BUDGETS = {math.inf: (0.025, 0.05, 0.1), 2.0: (0.125, 0.25, 0.5)}
+CERTIFIED = tuple(name for name in NAMES if DATA[name].certified)
+"""Data sets that have such networks."""
+Loss = Callable[[Tensor, Tensor, float], Tensor]
+"""Maps images, labels and the share of the training that is done to the loss."""
 
 
-class Orthogonal(nn.Module):
-    """Linear layers with orthonormal rows or columns between absolute values: no difference of inputs grows in l_2."""
+class Candidate(NamedTuple):
+    """A network to certify.
 
-    def __init__(self, inputs: int, classes: int, width: int = 256) -> None:
-        super().__init__()
-        sizes = (inputs, width, width, classes)
-        self.layers = nn.ModuleList(orthogonal(nn.Linear(*pair)) for pair in itertools.pairwise(sizes))
+    :param name: How it was trained.
+    :param model: The network, in eval mode.
+    :param norms: Ground norms in which it is to be certified.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
-        x = x.flatten(1)
-        for layer in self.layers[:-1]:
-            x = torch.abs(layer(x))
-        return self.layers[-1](x)
+    name: str
+    model: nn.Module
+    norms: tuple[float, ...]
 
 
 def interval_margins(layers: nn.Sequential, x: Tensor, y: Tensor, eps: float) -> Tensor:
     """Bound z_j - z_y over the l_inf ball in [0, 1] from above, (N, K)."""
     lower, upper = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     for layer in layers[:-1]:
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             centre, radius = (lower + upper) / 2, (upper - lower) / 2
-            options = {} if isinstance(layer, nn.Linear) else {"stride": layer.stride, "padding": layer.padding}
-            apply = F.linear if isinstance(layer, nn.Linear) else F.conv2d
-            middle, reach = layer(centre), apply(radius, layer.weight.abs(), **options)
+            middle, reach = layer(centre), _spread(layer, radius)
             lower, upper = middle - reach, middle + reach
         else:
             lower, upper = layer(lower), layer(upper)
     last = layers[-1]
+    assert isinstance(last, nn.Linear)
     weight = last.weight[None] - last.weight[y][:, None]
     bias = last.bias[None] - last.bias[y][:, None]
     centre, radius = (lower + upper) / 2, (upper - lower) / 2
     return (weight @ centre[:, :, None])[..., 0] + (weight.abs() @ radius[:, :, None])[..., 0] + bias
 
 
-def train(model: nn.Module, data: Split, epochs: int, loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-    """Train by Adam with a cosine schedule; `loss` gets images, labels and the share of the training that is done."""
+def _spread(layer: nn.Linear | nn.Conv2d, radius: Tensor) -> Tensor:
+    """Return how far outputs can be from their middle when inputs are within a radius of theirs."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(radius, layer.weight.abs())
+    assert not isinstance(layer.padding, str)
+    return F.conv2d(radius, layer.weight.abs(), stride=layer.stride, padding=layer.padding)
+
+
+def train(model: nn.Module, data: Split, epochs: int, loss: Loss) -> None:
+    """Train by Adam with a cosine schedule."""
     torch.manual_seed(0)
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y).long()
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -82,15 +89,20 @@ def train(model: nn.Module, data: Split, epochs: int, loss: Callable[[Tensor, Te
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     step = 0
     for _ in range(epochs):
-        for rows in torch.randperm(len(x)).split(128):
+        for rows in torch.split(torch.randperm(len(x)), 128):
             optimiser.zero_grad()
-            loss(x[rows], y[rows], step / steps).backward()
+            torch.autograd.backward(loss(x[rows], y[rows], step / steps))
             optimiser.step()
             scheduler.step()
             step += 1
 
 
-def by_intervals(model: nn.Module, eps: float) -> Callable[[Tensor, Tensor, float], Tensor]:
+def clean(model: nn.Module) -> Loss:
+    """Return the cross-entropy."""
+    return lambda x, y, done: F.cross_entropy(model(x), y)
+
+
+def by_intervals(model: Network, eps: float) -> Loss:
     """Return the cross-entropy of clean and of worst logits, half each; eps grows over half the training."""
 
     def loss(x: Tensor, y: Tensor, done: float) -> Tensor:
@@ -101,70 +113,88 @@ def by_intervals(model: nn.Module, eps: float) -> Callable[[Tensor, Tensor, floa
     return loss
 
 
-def by_margin(model: nn.Module, margin: float) -> Callable[[Tensor, Tensor, float], Tensor]:
+def by_margin(model: nn.Module, margin: float) -> Loss:
     """Return the cross-entropy of logits in units of what the margin is worth, the label's one moved by the margin."""
 
     def loss(x: Tensor, y: Tensor, done: float) -> Tensor:
-        return F.cross_entropy((model(x) - margin * F.one_hot(y, 10)) / (margin / 4), y)
+        return F.cross_entropy((model(x) - margin * F.one_hot(y, CLASSES)) / (margin / 4), y)
 
     return loss
 
 
-def networks(name: str, directory: Path | None) -> Iterator[tuple[str, nn.Module, tuple[float, ...]]]:
-    """Yield the networks and the ground norms in which each is to be certified, trained now or read from disk."""
-    data, side, epochs = load(name, directory, train=True), SIDES[name], EPOCHS[name]
-    yield "adversarial training", robust_network(name, directory).model, (math.inf,)
-    for key, model, loss_of, norms in (
-        ("clean", small_cnn(1, 10, side), lambda m: lambda x, y, done: F.cross_entropy(m(x), y), (math.inf, 2.0)),
-        ("intervals, eps 0.1", small_cnn(1, 10, side), lambda m: by_intervals(m, 0.1), (math.inf,)),
-        ("intervals, eps 0.2", small_cnn(1, 10, side), lambda m: by_intervals(m, 0.2), (math.inf,)),
-        ("orthogonal, margin 0.5", Orthogonal(side**2, 10), lambda m: by_margin(m, 0.5), (2.0,)),
-        ("orthogonal, margin 1", Orthogonal(side**2, 10), lambda m: by_margin(m, 1.0), (2.0,)),
-    ):
-        file = KEPT / f"certified-{name}-{key.replace(', ', '-').replace(' ', '-')}.pt"
-        if file.exists():
-            model.load_state_dict(torch.load(file, weights_only=True))
-        else:
-            started = time.perf_counter()
-            orthogonal_epochs = ORTHOGONAL_EPOCHS[name] if isinstance(model, Orthogonal) else epochs
-            train(model, data, epochs // 4 if key == "clean" else orthogonal_epochs, loss_of(model))
-            print(f"trained: {key}, {time.perf_counter() - started:.0f} s", flush=True)
-            KEPT.mkdir(parents=True, exist_ok=True)
-            torch.save(model.state_dict(), file)
-        yield key, model.eval(), norms
+class Recipe(NamedTuple):
+    """How a network is trained.
+
+    :param loss_of: Maps the network to its loss.
+    :param norms: Ground norms in which it is to be certified.
+    :param orthogonal: Whether its layers are.
+    """
+
+    loss_of: Callable[[Any], Loss]
+    norms: tuple[float, ...]
+    orthogonal: bool = False
 
 
-def main() -> None:
-    """Train, certify and attack."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=tuple(SIDES))
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    test = load(args.name, args.data_dir, train=False)
-    x, y, side = test.x[: args.samples], test.y[: args.samples], SIDES[args.name]
-    rows = []
-    print("| network | clean | norm | W_2 brackets in % at each eps | seconds a sample |\n" + "| --- " * 5 + "|")
-    for key, model, norms in networks(args.name, args.data_dir):
-        classifier = as_classifier(model, (1, side, side), 10, "cpu")
-        for norm in norms:
-            attack = WassersteinKnapsack(classifier, norm=norm, max_iter=100, batch_size=250, verbose=False)
-            attack.generate(x, y)
-            started = time.perf_counter()
-            radii = certified_radii(classifier, x, y, norm, largest=attack.distances_)
-            seconds = (time.perf_counter() - started) / len(x)
-            clean = float(np.mean(attack.distances_ > 0))
-            brackets = {
-                f"{eps:g}": [knapsack_accuracy(found, eps) for found in (radii, attack.distances_)]
-                for eps in BUDGETS[norm]
-            }
-            rows.append({"network": key, "clean": clean, "norm": f"{norm:g}", "W_2": brackets, "seconds": seconds})
-            if args.json:
-                args.json.parent.mkdir(parents=True, exist_ok=True)
-                args.json.write_text(json.dumps(rows, indent=1))
-            text = ", ".join(f"[{100 * low:.1f}, {100 * high:.1f}] at {eps}" for eps, (low, high) in brackets.items())
-            print(f"| {key} | {100 * clean:.1f} | l_{norm:g} | {text} | {seconds:.2f} |", flush=True)
+ADVERSARIAL = "adversarial training"
+RECIPES = {
+    "clean": Recipe(clean, (math.inf, 2.0)),
+    "intervals, eps 0.1": Recipe(partial(by_intervals, eps=0.1), (math.inf,)),
+    "intervals, eps 0.2": Recipe(partial(by_intervals, eps=0.2), (math.inf,)),
+    "orthogonal, margin 0.5": Recipe(partial(by_margin, margin=0.5), (2.0,), orthogonal=True),
+    "orthogonal, margin 1": Recipe(partial(by_margin, margin=1.0), (2.0,), orthogonal=True),
+}
+FEW = ("clean", "orthogonal, margin 1")
+"""What quick runs certify."""
+
+
+def candidates(name: str, directory: Path | None, networks: Collection[str]) -> Iterator[Candidate]:
+    """Yield networks, trained now or read from disk."""
+    if ADVERSARIAL in networks:
+        yield Candidate(ADVERSARIAL, robust_network(name, directory).model, (math.inf,))
+    setting, (_, _, side) = DATA[name].certified, DATA[name].shape
+    assert setting is not None
+    data = load(name, directory, train=True)
+    models = {
+        key: Orthogonal(side**2, CLASSES) if recipe.orthogonal else small_cnn(1, CLASSES, side)
+        for key, recipe in RECIPES.items()
+    }
+    for key, (loss_of, norms, is_orthogonal) in RECIPES.items():
+        if key in networks:
+            epochs = setting.orthogonal_epochs if is_orthogonal else setting.epochs
+            if key == "clean":
+                epochs //= 4
+            file = f"certified-{name}-{key.replace(', ', '-').replace(' ', '-')}.pt"
+            model = models[key]
+            yield Candidate(key, trained(model, name, file, partial(train, model, data, epochs, loss_of(model))), norms)
+
+
+def with_networks(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the data set, and which of its networks are wanted."""
+    names = (ADVERSARIAL, *RECIPES)
+    with_data(parser, CERTIFIED)
+    parser.add_argument("--networks", nargs="+", choices=names, default=names, help="all, unless some are given")
+    return parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    return with_networks(command(__doc__))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the networks that are not there, and say how accurate they are."""
+    args = parsed(parser(), arguments)
+    test, shape = load(args.name, args.data_dir, train=False), DATA[args.name].shape
+    table, rows = Table("network", "clean in %", "seconds"), []
+    found = candidates(args.name, args.data_dir, args.networks)
+    while True:
+        candidate, seconds = timed(lambda: next(found, None))
+        if candidate is None:
+            break
+        accuracy = adversarial_accuracy(classifier_of(candidate.model, shape), *test, eps=0)
+        rows.append({"network": candidate.name, "clean": accuracy, "seconds": seconds})
+        table.row(candidate.name, f"{100 * accuracy:.1f}", f"{seconds:.0f}")
+    keep(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -14,59 +14,45 @@ Rice, Kolter, 2020, arXiv:2001.03994.
 from __future__ import annotations
 
 import argparse
-import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from art_wdro.trainers._consistency import kl_consistency
-from benchmarks.networks.robust import KEPT, load, small_cnn, small_resnet
+from benchmarks._command import NAMES, command, parsed, with_data
+from benchmarks._files import keep
+from benchmarks._settings import DATA, QUICK
+from benchmarks._tables import Table
+from benchmarks._timing import timed
+from benchmarks.networks._architectures import KEPT, keep_weights, network_for, trained
+from benchmarks.networks._data import load
 
-VALIDATION = 5000
-"""Training images left out here.
-
-The fine-tunings split all images anew, so most of those they validate on were seen here, as those of the paper were.
-"""
-
-
-class Setting(NamedTuple):
-    """How a network is trained.
-
-    :param eps: Size of the l_inf ball.
-    :param epochs: Passes over the data.
-    :param steps: Steps of the attack.
-    :param rate: Highest learning rate of the cycle.
-    :param augment: Whether images are shifted by up to 4 pixels and flipped.
-    """
-
-    eps: float
-    epochs: int
-    steps: int
-    rate: float
-    augment: bool
-
-
-SETTINGS = {"fashion-mnist": Setting(0.1, 10, 5, 0.05, False), "cifar10": Setting(8 / 255, 12, 2, 0.2, True)}
 BETA, BATCH = 6.0, 256
 
 
 def untrained(name: str) -> nn.Module:
     """Return the architecture: 0.4 million parameters for CIFAR-10, 0.2 million for Fashion-MNIST."""
-    torch.manual_seed(0)
-    return small_resnet(3, 10, width=24) if name == "cifar10" else small_cnn(1, 10, 28)
+    return network_for(name, width=24)
 
 
 def pretrained(name: str) -> nn.Module:
     """Return the trained network."""
-    file = KEPT / f"trades-{name}.pt"
-    if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist; benchmarks/networks/pretrained.py makes it")
-    model = untrained(name)
-    model.load_state_dict(torch.load(file, weights_only=True))
-    return model.eval()
+    model, file = untrained(name), file_of(name)
+
+    def train_quickly() -> None:
+        if name != QUICK:
+            raise FileNotFoundError(f"{KEPT / file} does not exist; python -m benchmarks.networks.pretrained makes it")
+        list(train(model, name, None, bfloat16=False))
+
+    return trained(model, name, file, train_quickly)
+
+
+def file_of(name: str) -> str:
+    """Return the name of the file that keeps the network of a data set."""
+    return f"trades-{name}.pt"
 
 
 def fashion_mnist() -> nn.Module:
@@ -79,10 +65,14 @@ def cifar10() -> nn.Module:
     return pretrained("cifar10")
 
 
+def quick() -> nn.Module:
+    """Return the network of quick runs."""
+    return pretrained(QUICK)
+
+
 def untrained_digits() -> nn.Module:
     """Return the architecture for scikit-learn's digits, as it is before training."""
-    torch.manual_seed(0)
-    return small_cnn(1, 10, 8)
+    return untrained("digits")
 
 
 def augmented(x: Tensor) -> Tensor:
@@ -96,59 +86,69 @@ def augmented(x: Tensor) -> Tensor:
     return pad(x, (4, 4, 4, 4))[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def perturbed(model: nn.Module, x: Tensor, setting: Setting) -> Tensor:
+def perturbed(model: nn.Module, x: Tensor, eps: float, steps: int) -> Tensor:
     """Attack a batch with a few steps from a random start in the ball."""
     clean = model(x).detach()
-    delta = torch.empty_like(x).uniform_(-setting.eps, setting.eps)
-    for _ in range(setting.steps):
+    delta = torch.empty_like(x).uniform_(-eps, eps)
+    for _ in range(steps):
         delta.requires_grad_()
         (gradient,) = torch.autograd.grad(kl_consistency(clean, model((x + delta).clamp(0, 1))), delta)
-        delta = (delta.detach() + 1.5 * setting.eps / setting.steps * gradient.sign()).clamp(-setting.eps, setting.eps)
+        delta = (delta.detach() + 1.5 * eps / steps * gradient.sign()).clamp(-eps, eps)
     return (x + delta).clamp(0, 1)
 
 
-def train(name: str, directory: Path, bfloat16: bool) -> nn.Module:
-    """Train a network from scratch."""
-    setting, model = SETTINGS[name], untrained(name)
+def train(model: nn.Module, name: str, directory: Path | None, bfloat16: bool) -> Iterator[dict[str, float]]:
+    """Train a network from scratch: yield a row after every epoch."""
+    setting, eps = DATA[name].pretrained, DATA[name].eps
+    assert setting is not None
     data = load(name, directory, train=True)
-    x, y = (torch.from_numpy(part[:-VALIDATION]) for part in data)
+    x, y = (torch.from_numpy(part[: -setting.left_out]) for part in data)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     batches = len(x) // BATCH
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, setting.rate, total_steps=setting.epochs * batches, pct_start=0.3, cycle_momentum=False
     )
-    for epoch in range(setting.epochs):
-        started, correct = time.perf_counter(), 0
-        for rows in torch.randperm(len(x))[: batches * BATCH].split(BATCH):
+
+    def epoch() -> float:
+        correct = 0
+        for rows in torch.split(torch.randperm(len(x))[: batches * BATCH], BATCH):
             images = augmented(x[rows]) if setting.augment else x[rows]
-            with torch.autocast(
-                "cpu", torch.bfloat16, enabled=bfloat16
-            ):  # it keeps the weights it has cast until its end
+            # autocast keeps the weights it has cast until its end
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                 model.eval()
-                attacked = perturbed(model, images, setting)
+                attacked = perturbed(model, images, eps, setting.steps)
                 model.train()
                 clean, adversarial = model(torch.cat([images, attacked])).chunk(2)
                 loss = cross_entropy(clean, y[rows]) + BETA * kl_consistency(clean, adversarial)
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             cycle.step()
             correct += int((adversarial.argmax(1) == y[rows]).sum())
-        accuracy, seconds = correct / (batches * BATCH), time.perf_counter() - started
-        print(f"epoch {epoch}: adversarial accuracy in training {accuracy:.3f}, {seconds:.0f} s", flush=True)
-    return model.eval()
+        return correct / (batches * BATCH)
+
+    for number in range(setting.epochs):
+        accuracy, seconds = timed(epoch)
+        yield {"epoch": number, "accuracy": accuracy, "seconds": seconds}
 
 
-def main() -> None:
-    """Train a network and keep it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=tuple(SETTINGS))
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--bfloat16", action="store_true", help="run the passes in bfloat16, the weights in float32")
-    args = parser.parse_args()
-    model = train(args.name, args.data_dir, args.bfloat16)
-    KEPT.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), KEPT / f"trades-{args.name}.pt")
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    found = with_data(command(__doc__), [name for name in NAMES if DATA[name].pretrained])
+    found.add_argument("--bfloat16", action="store_true", help="run the passes in bfloat16, the weights in float32")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train a network anew and keep it."""
+    args = parsed(parser(), arguments)
+    model = untrained(args.name)
+    table, rows = Table("epoch", "adversarial accuracy in training, %", "seconds"), []
+    for row in train(model, args.name, args.data_dir, args.bfloat16):
+        rows.append(row)
+        table.row(row["epoch"], f"{100 * row['accuracy']:.1f}", f"{row['seconds']:.0f}")
+    keep_weights(model, args.name, file_of(args.name))
+    keep(args.json, rows)
 
 
 if __name__ == "__main__":

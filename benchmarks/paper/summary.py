@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""Summarise the cells that paper/experiments.py has run: one table in Markdown and one JSON file an experiment.
+"""Summarise the cells that experiments.py has run: one table in Markdown and one JSON file an experiment.
 
-python -m benchmarks.paper.summary runs/experiments/grid docs/results/grid.json
+python -m benchmarks.paper.summary runs/experiments/grid --json docs/results/grid.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import tempfile
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from art_wdro import knapsack_accuracy
+from benchmarks._cells import whole_files
+from benchmarks._command import command, parsed
+from benchmarks._files import keep_cells
+from benchmarks._settings import SHARES
+from benchmarks._tables import Table, spread
+from benchmarks.paper._protocols import Site
+from benchmarks.paper.experiments import decisive
 
-SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
-"""Budgets of the curve, in eps: 1, 2, 4, 6 and 8 of 255 where eps is 8/255."""
 COLUMNS = {
     "clean": "clean",
     "winf": "W_inf, PGD-20",
@@ -28,33 +34,6 @@ COLUMNS = {
     "W_2 W-PGD-100, ReDLR, linear": "W_2, W-PGD-100",
     "W_2 knapsack": "W_2, knapsack",
 }
-
-
-def main() -> None:
-    """Read a folder of cells, print its table and keep its figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path)
-    args = parser.parse_args()
-    cells, groups = [], defaultdict(list)
-    for file in sorted(args.folder.rglob("*.json")):
-        cell = json.loads(file.read_text(encoding="utf-8"))
-        if "cell" not in cell:
-            continue
-        cell["variant"] = str(file.parent.relative_to(args.folder))
-        cells.append(compact(cell))
-        if "test" in cell:
-            groups[name(cell)].append(figures(cell))
-    curve = [f"knapsack at {share:g} eps" for share in SHARES[:-1]]
-    columns = {k: v for k, v in COLUMNS.items() if any(k in row for rows in groups.values() for row in rows)}
-    print("| | seeds | " + " | ".join([*columns.values(), *curve, "seconds"]) + " |")
-    print("| --- " * (len(columns) + len(curve) + 3) + "|")
-    for group, rows in groups.items():
-        entries = [spread([row[key] for row in rows if key in row]) for key in (*columns, *curve, "seconds")]
-        print(f"| {group} | {len(rows)} | " + " | ".join(entries) + " |")
-    paired(groups)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(cells, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def name(cell: dict[str, Any]) -> str:
@@ -81,14 +60,6 @@ def figures(cell: dict[str, Any]) -> dict[str, float]:
     return {**found, "seconds": cell["seconds"], "seed": cell["cell"]["seed"]}
 
 
-def spread(values: list[float]) -> str:
-    """Return the mean and the standard deviation over seeds."""
-    if not values:
-        return ""
-    more = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{more}"
-
-
 def paired(groups: dict[str, list[dict[str, float]]]) -> None:
     """Print differences to the group named base, seed by seed."""
     base = next((rows for group, rows in groups.items() if group.startswith("base")), None)
@@ -96,17 +67,58 @@ def paired(groups: dict[str, list[dict[str, float]]]) -> None:
         return
     known = {row["seed"]: row for row in base}
     keys = ("clean", "W_inf knapsack's distances", "wp", "W_2 W-PGD-100, ReDLR, linear", "W_2 knapsack")
-    print("\n| differences to base | " + " | ".join(COLUMNS[key] for key in keys) + " |\n" + "| --- " * 6 + "|")
+    print()
+    table = Table("differences to base", *(COLUMNS[key] for key in keys))
     for group, rows in groups.items():
         pairs = [(row, known[row["seed"]]) for row in rows if row["seed"] in known]
         if rows is not base and pairs:
-            entries = [spread([row[key] - other[key] for row, other in pairs]) for key in keys]
-            print(f"| {group} | " + " | ".join(entries) + " |")
+            table.row(group, *(spread([row[key] - other[key] for row, other in pairs]) for key in keys))
 
 
-def compact(cell: dict[str, Any]) -> dict[str, Any]:
-    """Round what nobody needs to sixteen digits."""
-    return json.loads(json.dumps(cell), parse_float=lambda text: float(f"{float(text):.5g}"))
+def read(folder: Path) -> Iterator[dict[str, Any]]:
+    """Read the cells in a folder and in those below it, which are variants."""
+    for file in whole_files(folder):
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        if "cell" in cell:
+            yield {**cell, "variant": str(file.parent.relative_to(folder))}
+
+
+def summarise(cells: Sequence[dict[str, Any]]) -> None:
+    """Print a row for all cells that differ in the seed alone."""
+    groups: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for cell in cells:
+        if "test" in cell:
+            groups[name(cell)].append(figures(cell))
+    curve = [f"knapsack at {share:g} eps" for share in SHARES[:-1]]
+    columns = {k: v for k, v in COLUMNS.items() if any(k in row for rows in groups.values() for row in rows)}
+    table = Table("", "seeds", *columns.values(), *curve, "seconds")
+    for group, rows in groups.items():
+        entries = [spread([row[key] for row in rows if key in row]) for key in (*columns, *curve, "seconds")]
+        table.row(group, len(rows), *entries)
+    paired(groups)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    found = command(__doc__)
+    found.add_argument("folder", nargs="?", type=Path, help="not with --quick, which runs the decisive cells")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read a folder of cells, print its table and keep its figures."""
+    line = parser()
+    args = parsed(line, arguments)
+    with tempfile.TemporaryDirectory() as passing:
+        folder = args.folder
+        if args.quick:
+            list(decisive(Site(Path(passing), None, "cpu", quick=True)))
+            folder = Path(passing) / "decisive"
+        elif folder is None:
+            line.error("a folder is missing, or --quick")
+        cells = list(read(folder))
+    summarise(cells)
+    keep_cells(args.json, cells)
 
 
 if __name__ == "__main__":

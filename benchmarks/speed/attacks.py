@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,105 +23,124 @@ from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_p
 )
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinPGD
 from art_wdro._reproduction.machine import machine
-from benchmarks._timing import compared, interleaved, keep
-from benchmarks.networks.robust import SETTINGS, load, robust_network
+from art_wdro._sources.data import Split
+from benchmarks._cells import cells_of
+from benchmarks._command import command, parsed, with_data
+from benchmarks._files import documented, keep
+from benchmarks._settings import DATA
+from benchmarks._tables import Table
+from benchmarks._timing import compared, interleaved
+from benchmarks.networks._architectures import CLASSES, classifier_of
+from benchmarks.networks._data import load
+from benchmarks.networks.robust import robust_network
+from benchmarks.speed._floor import bare_attack
 
 
-def bare_loop(
-    model: nn.Module, x: np.ndarray, y: np.ndarray, batch_size: int, steps: int, device: torch.device
-) -> Callable[[], None]:
-    """Return the floor: K forwards and K backwards to the input, in eval mode, parameters frozen."""
+class Contest:
+    """The attacks that are compared, all on the same images in the same batches."""
 
-    def run() -> None:
-        model.eval().requires_grad_(False)
-        for start in range(0, len(x), batch_size):
-            batch = torch.from_numpy(x[start : start + batch_size]).to(device)
-            labels = torch.from_numpy(y[start : start + batch_size]).to(device)
-            for _ in range(steps):
-                batch.requires_grad_(True)
-                torch.autograd.grad(cross_entropy(model(batch), labels, reduction="sum"), batch)
-                batch = batch.detach()
-        model.requires_grad_(True)
+    def __init__(self, classifier: PyTorchClassifier, data: Split, **shared: Any) -> None:
+        """Name what all of them share.
 
-    return run
+        :param classifier: The network.
+        :param data: The images.
+        :param shared: Parameters of all attacks.
+        """
+        self._classifier, self._data, self._shared = classifier, data, shared
+        self.contestants: dict[str, Callable[[], object]] = {}
+        self.left: dict[str, float] = {}
 
+    def add_floor(self) -> None:
+        """Enter the bare loop."""
+        sizes = self._shared["batch_size"], self._shared["max_iter"]
+        model, device = self._classifier.model, self._classifier.device
+        self.contestants["bare loop"] = lambda: bare_attack(model, *self._data, *sizes, device)
 
-def rewrapped(classifier: PyTorchClassifier, change: Callable[[nn.Module], nn.Module]) -> PyTorchClassifier:
-    """Return a classifier with a changed copy of the network."""
-    model = change(copy.deepcopy(classifier.model))
-    shape = classifier.input_shape
-    return PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, classifier.nb_classes, clip_values=(0, 1))
+    def add(self, name: str, change: Callable[[nn.Module], Any] | None = None, **setting: Any) -> None:
+        """Enter W-PGD with a setting, perhaps on a changed copy of the network."""
+        classifier = self._classifier
+        if change is not None:
+            changed = change(copy.deepcopy(classifier.model))
+            classifier = classifier_of(changed, classifier.input_shape, device_type="gpu")
 
-
-def main() -> None:
-    """Time the attacks on one network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=tuple(SETTINGS))
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--options", action="store_true", help="also number formats, memory layouts and torch.compile")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    classifier = robust_network(args.name, args.data_dir)
-    data = load(args.name, args.data_dir, train=False)
-    x, y, eps = data.x[: args.samples], data.y[: args.samples], SETTINGS[args.name].eps
-    shared = {"eps": eps, "max_iter": args.steps, "batch_size": args.batch_size, "verbose": False}
-    one_hot = np.eye(10, dtype=np.float32)[y]
-    left: dict[str, float] = {}
-    contestants: dict[str, Callable[[], object]] = {
-        "bare loop": bare_loop(classifier.model, x, y, args.batch_size, args.steps, classifier.device)
-    }
-
-    def enter(name: str, on: PyTorchClassifier = classifier, **settings: Any) -> None:
         def run() -> None:
-            adversarial = WassersteinPGD(on, **shared, **settings).generate(x, y)
-            if name not in left:  # in the round to warm up
-                left[name] = float(np.mean(classifier.predict(adversarial).argmax(1) == y))
+            adversarial = WassersteinPGD(classifier, **self._shared, **setting).generate(*self._data)
+            if name not in self.left:  # in the round to warm up
+                self.left[name] = float(np.mean(self._classifier.predict(adversarial).argmax(1) == self._data.y))
 
-        contestants[name] = run
+        self.contestants[name] = run
 
-    enter("W-PGD, cross-entropy", loss="ce")
-    enter("W-PGD, cross-entropy, p = inf", loss="ce", p=np.inf)
-    enter("W-PGD, ReDLR")
-    enter("W-PGD, ReDLR, the paper's step", eps_step=eps / args.steps)
-    if args.options:
-        layout = {"memory_format": torch.channels_last}
-        enter("W-PGD, cross-entropy, channels_last", rewrapped(classifier, lambda m: m.to(**layout)), loss="ce")
-        enter("W-PGD, cross-entropy, torch.compile", rewrapped(classifier, torch.compile), loss="ce")
-        enter("W-PGD, cross-entropy, bfloat16", loss="ce", precision="bfloat16")
-        enter("W-PGD, cross-entropy, p = inf, bfloat16", loss="ce", p=np.inf, precision="bfloat16")
-        enter("W-PGD, ReDLR, channels_last", rewrapped(classifier, lambda m: m.to(**layout)))
-        enter("W-PGD, ReDLR, torch.compile", rewrapped(classifier, torch.compile))
-        enter("W-PGD, ReDLR, bfloat16", precision="bfloat16")
-        if classifier.device.type == "cuda":  # processors without it emulate the format, at many times the cost
-            enter("W-PGD, ReDLR, float16", precision="float16")
-    art_pgd = {"norm": np.inf, "eps_step": eps / 8, **shared}
-    contestants["ART's PGD"] = lambda: ProjectedGradientDescentPyTorch(classifier, **art_pgd).generate(x, one_hot)
+    def add_options(self) -> None:
+        """Enter number formats, memory layouts and torch.compile."""
 
-    times = interleaved(contestants, args.repeats)
-    setting = {"network": args.name, "samples": len(x), "batch_size": args.batch_size, "steps": args.steps}
-    setting["repeats"] = args.repeats
-    print(setting)
-    print(machine())
-    keep(args.json, setting, rows=table(times, left), seconds=times)
+        def channels_last(model: nn.Module) -> nn.Module:
+            return model.to(memory_format=torch.channels_last)
+
+        self.add("W-PGD, cross-entropy, channels_last", channels_last, loss="ce")
+        self.add("W-PGD, cross-entropy, torch.compile", torch.compile, loss="ce")
+        self.add("W-PGD, cross-entropy, bfloat16", loss="ce", precision="bfloat16")
+        self.add("W-PGD, cross-entropy, p = inf, bfloat16", loss="ce", p=np.inf, precision="bfloat16")
+        self.add("W-PGD, ReDLR, channels_last", channels_last)
+        self.add("W-PGD, ReDLR, torch.compile", torch.compile)
+        self.add("W-PGD, ReDLR, bfloat16", precision="bfloat16")
+        if self._classifier.device.type == "cuda":  # processors without it emulate the format, at many times the cost
+            self.add("W-PGD, ReDLR, float16", precision="float16")
+
+    def add_art(self) -> None:
+        """Enter ART's PGD."""
+        setting = {"norm": np.inf, "eps_step": self._shared["eps"] / 8, **self._shared}
+        one_hot = np.eye(CLASSES, dtype=np.float32)[self._data.y]
+        self.contestants["ART's PGD"] = lambda: ProjectedGradientDescentPyTorch(self._classifier, **setting).generate(
+            self._data.x, one_hot
+        )
 
 
 def table(times: dict[str, list[float]], left: dict[str, float]) -> list[dict[str, Any]]:
     """Print and return one row a contestant."""
-    print("| attack | seconds | of the bare loop | ART's PGD over it | accuracy left in % |\n" + "| --- " * 5 + "|")
+    shown = Table("attack", "seconds", "of the bare loop", "ART's PGD over it", "accuracy left in %")
     rows = compared(times, "attack", of_bare_loop=("bare loop", False), art_over_it=("ART's PGD", True))
     for row in rows:
         row["accuracy_left"] = found = left.get(row["attack"])
-        accuracy = "" if found is None else f"{100 * found:.1f}"
-        print("| {attack} | {seconds:.2f} | {of_bare_loop:.2f} | {art_over_it:.2f} |".format(**row), accuracy, "|")
+        figures = (f"{row[key]:.2f}" for key in ("seconds", "of_bare_loop", "art_over_it"))
+        shown.row(row["attack"], *figures, "" if found is None else f"{100 * found:.1f}")
     return rows
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    found = with_data(command(__doc__))
+    found.add_argument("--samples", type=int, default=512)
+    found.add_argument("--batch-size", type=int, default=128)
+    found.add_argument("--steps", type=int, default=20)
+    found.add_argument("--repeats", type=int, default=7)
+    found.add_argument("--options", action="store_true", help="also number formats, memory layouts and torch.compile")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time the attacks on one network."""
+    args = parsed(parser(), arguments, samples=32, batch_size=16, steps=3, repeats=2)
+    classifier, eps = robust_network(args.name, args.data_dir), DATA[args.name].eps
+    data = Split(*(part[: args.samples] for part in load(args.name, args.data_dir, train=False)))
+    contest = Contest(classifier, data, eps=eps, max_iter=args.steps, batch_size=args.batch_size, verbose=False)
+    contest.add_floor()
+    contest.add("W-PGD, cross-entropy", loss="ce")
+    contest.add("W-PGD, cross-entropy, p = inf", loss="ce", p=np.inf)
+    contest.add("W-PGD, ReDLR")
+    contest.add("W-PGD, ReDLR, the paper's step", eps_step=eps / args.steps)
+    if args.options:
+        contest.add_options()
+    contest.add_art()
+    setting = {"network": args.name, "samples": len(data.x), "batch_size": args.batch_size, "steps": args.steps}
+    setting["repeats"] = args.repeats
+    with cells_of(args, "speed_attacks") as cells:
+        times = interleaved(contest.contestants, args.repeats, cells)
+        print(setting)
+        print(machine())
+        keep(args.json, documented(setting, rows=table(times, contest.left), seconds=times))
 
 
 if __name__ == "__main__":
