@@ -17,7 +17,7 @@ MAX_ITER = 10
 class Setting(NamedTuple):
     """What the cells of one data set share.
 
-    :param data: Training images, as for `load_data`.
+    :param data: Training images, as for `load_data`, or a name in `DATA` that needs no folder.
     :param test_data: Test images.
     :param network: Name of the data set in `DATA`, and of its network in networks/pretrained.py.
     :param scratch: Whether training starts from the untrained network.

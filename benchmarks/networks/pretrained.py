@@ -42,12 +42,12 @@ def pretrained(name: str) -> nn.Module:
     """Return the trained network."""
     model, file = untrained(name), file_of(name)
 
-    def train_quickly() -> None:
+    def make() -> None:
         if name != QUICK:
             raise FileNotFoundError(f"{KEPT / file} does not exist; python -m benchmarks.networks.pretrained makes it")
         list(train(model, name, None, bfloat16=False))
 
-    return trained(model, name, file, train_quickly)
+    return trained(model, name, file, make)
 
 
 def file_of(name: str) -> str:

@@ -13,6 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_wdro import DistributionalTRADESTrainer, adversarial_accuracy, perturb_weights, reinitialise_last_layer
+from benchmarks._settings import DATA
 from benchmarks.networks._architectures import CLASSES, classifier_of
 from benchmarks.networks._data import stored
 
@@ -44,7 +45,7 @@ class Case:
     complete: bool
     train_size: int
     test_size: int
-    eps: float = 0.1
+    eps: float = DATA["digits"].eps
     max_iter: int = 20
 
 

@@ -37,8 +37,6 @@ from benchmarks.paper._upsilon_errors import record, summarise_errors, summarise
 from benchmarks.paper._upsilon_fits import FEW, FITS, complete, summarise_fits
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-
-
 Run = Callable[[str, Callable[[], Content]], Content]
 """Runs a part of a seed, by its name, or finds what it gave."""
 
@@ -46,7 +44,7 @@ Run = Callable[[str, Callable[[], Content]], Content]
 def measure_seed(case: Case, folder: Path, seed: int, fits: Sequence[str], run: Run) -> tuple[Content, Any, Content]:
     """Run both parts for one seed: return accuracies before, rows of part 1, figures by estimate of part 2."""
     data = load(case, folder, seed)
-    weights = functools.cache(lambda: pretrained(case, data, seed))  # not even these where all cells are there
+    weights = functools.cache(lambda: pretrained(case, data, seed))  # trained when a cell first needs them
     perturbed = replace(case, last_layer=False)
     before = run("pre-training", lambda: held_out(case, start(perturbed, data, weights(), seed), data))
     rows = run("part 1", lambda: {"rows": record(case, data, weights(), seed)})["rows"]
