@@ -63,13 +63,13 @@ notebooks: $(VENV)/.docs
 
 bench: $(VENV)/.bench
 	$(BIN)/pip install --disable-pip-version-check --no-deps adv-lib==0.2.8  # it wants a server for plots
-	$(BIN)/python benchmarks/evaluation.py digits --json runs/evaluation_digits.json
-	$(BIN)/python benchmarks/attack_speed.py digits --options --json runs/attack_speed_digits.json
-	$(BIN)/python benchmarks/training_speed.py digits --json runs/training_speed_digits.json
-	$(BIN)/python benchmarks/knapsack_speed.py digits --json runs/knapsack_speed_digits.json
-	$(BIN)/python benchmarks/large.py --gigabytes 1 --json runs/large.json
-	$(BIN)/python benchmarks/growth.py --json runs/growth.json --figure runs/growth.png
-	$(BIN)/python benchmarks/upsilon_estimates.py $(ARGS)
+	$(BIN)/python -m benchmarks.attacks.evaluation digits --json runs/evaluation_digits.json
+	$(BIN)/python -m benchmarks.speed.attacks digits --options --json runs/attack_speed_digits.json
+	$(BIN)/python -m benchmarks.speed.training digits --json runs/training_speed_digits.json
+	$(BIN)/python -m benchmarks.speed.knapsack digits --json runs/knapsack_speed_digits.json
+	$(BIN)/python -m benchmarks.speed.large --gigabytes 1 --json runs/large.json
+	$(BIN)/python -m benchmarks.speed.growth --json runs/growth.json --figure runs/growth.png
+	$(BIN)/python -m benchmarks.paper.upsilon_estimates $(ARGS)
 
 art-suite: $(VENV)/.test
 	$(BIN)/python tests/art_suite/run.py $(ARGS)

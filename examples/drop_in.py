@@ -28,7 +28,8 @@ class Network(nn.Module):
         self.head = nn.Linear(288, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.convolutions(x).relu().flatten(1))
+        logits: torch.Tensor = self.head(self.convolutions(x).relu().flatten(1))
+        return logits
 
 
 torch.manual_seed(0)

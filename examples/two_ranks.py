@@ -44,6 +44,6 @@ with sharded():
     trainer.fit(x, y, batch_size=64 // ranks, nb_epochs=2)  # every rank gives all; batch_size is a rank's share
 
 weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-found = {"together": together, "alone": alone, "accuracy": accuracy, "spent": spent, "weights": weights}
-np.savez(folder / f"found-{rank}-of-{ranks}.npz", **found)
+file = folder / f"found-{rank}-of-{ranks}.npz"
+np.savez(file, together=together, alone=alone, accuracy=accuracy, spent=spent, weights=weights)
 dist.destroy_process_group()

@@ -28,6 +28,7 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/notebooks/*.py"), *ROOT.glob("tests/**/*.md")]
 )
 SNIPPETS = {page: re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S) for page in PAGES}
+BENCHMARKED = [*PAGES, ROOT / "Makefile", *sorted(ROOT.glob("benchmarks/*/[!_]*.py"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -94,6 +95,48 @@ def test_commands_of_a_page(page):
         }
         given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
         assert given <= known | {"--help"}, line
+
+
+def text_with_commands(file: Path) -> str:
+    """What a page or the Makefile says, or a program's docstring."""
+    text = file.read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "") if ROOT / "benchmarks" in file.parents else text
+
+
+def wrong_benchmarks(text: str) -> list[str]:
+    """What a text says of benchmarks that is not so: commands that they do not take, modules and files not there."""
+    found = []
+    for name, line in re.findall(r"-m benchmarks\.([\w.]+)((?: [^\n;|#`]*)?)", text):
+        try:
+            import_module(f"benchmarks.{name}").parser().parse_args(shlex.split(line.replace("$(ARGS)", "")))
+        except (ImportError, SystemExit):
+            found.append(f"{name}{line}")
+    for name in re.findall(r"\bbenchmarks((?:\.\w+)+)", text):
+        path = ROOT.joinpath("benchmarks", *name[1:].split("."))
+        if not (path.is_dir() or path.with_suffix(".py").is_file()):
+            found.append(f"benchmarks{name}")
+    return found + [path for path in re.findall(r"\bbenchmarks/[\w/.]*\w", text) if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("file", BENCHMARKED, ids=lambda file: str(file.relative_to(ROOT)))
+def test_benchmarks_of_a_page(file):
+    assert wrong_benchmarks(text_with_commands(file)) == []
+
+
+def test_benchmarks_were_found():
+    found = {str(file.relative_to(ROOT)) for file in BENCHMARKED if "-m benchmarks." in text_with_commands(file)}
+    assert found >= {"Makefile", "docs/performance.md", "docs/results/margin.md", "benchmarks/speed/ranks.py"}
+
+
+def test_wrong_benchmarks_are_seen(capsys):
+    assert (
+        wrong_benchmarks("python -m benchmarks.speed.attacks digits --samples 3; `benchmarks/speed/attacks.py`") == []
+    )
+    assert wrong_benchmarks("    python -m benchmarks.speed.attacks none") == ["speed.attacks none"]
+    assert wrong_benchmarks("    python -m benchmarks.speed.attacks digits --no") == ["speed.attacks digits --no"]
+    assert wrong_benchmarks("    python -m benchmarks.speed.none") == ["speed.none", "benchmarks.speed.none"]
+    assert wrong_benchmarks("see benchmarks/none.py, `benchmarks.none`") == ["benchmarks.none", "benchmarks/none.py"]
+    capsys.readouterr()  # what argparse says
 
 
 def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:

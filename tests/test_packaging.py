@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import os
 import pickle
 import re

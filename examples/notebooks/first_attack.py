@@ -51,8 +51,8 @@ classifier = PyTorchClassifier(
 classifier.fit(x_train, y_train, batch_size=64, nb_epochs=10)
 
 
-def accuracy(inputs):
-    return np.mean(classifier.predict(inputs).argmax(1) == y_test)
+def accuracy(inputs: np.ndarray) -> float:
+    return float(np.mean(classifier.predict(inputs).argmax(1) == y_test))
 
 
 print(f"accuracy on {len(x_test)} clean test images: {accuracy(x_test):.1%}")

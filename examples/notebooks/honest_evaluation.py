@@ -6,6 +6,8 @@
 # budget for one network: two strengths of W-PGD, the knapsack, first-order bounds, and the certificate.
 
 # %%
+from typing import Any
+
 import numpy as np
 import torch
 from art.attacks.evasion import ProjectedGradientDescent
@@ -66,7 +68,7 @@ budgets = np.linspace(0, 0.12, 121)
 few = np.linspace(0.01, 0.12, 12)
 
 
-def by_wpgd(budget, **setting):
+def by_wpgd(budget: float, **setting: Any) -> float:
     attack = WassersteinPGD(classifier, p=2, eps=budget, verbose=False, **setting)
     return adversarial_accuracy(classifier, x_test, y_test, attack)
 

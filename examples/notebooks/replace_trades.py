@@ -36,7 +36,7 @@ x_train, y_train, x_test, y_test = x[:1297], y[:1297], x[1297:], y[1297:]
 
 
 class Network(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1),
@@ -49,8 +49,9 @@ class Network(nn.Module):
         )
         self.head = nn.Linear(128, 10)
 
-    def forward(self, x):
-        return self.head(self.body(x))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.body(x))
+        return logits
 
 
 model = Network()
@@ -76,7 +77,7 @@ trainer.fit(x_train, y_train, batch_size=64, nb_epochs=10)
 
 
 # %%
-def measure():
+def measure() -> tuple[dict[str, float], np.ndarray]:
     knapsack = WassersteinKnapsack(classifier, eps=eps, max_iter=40, verbose=False)
     knapsack.generate(x_test, y_test)
     return {
@@ -90,7 +91,7 @@ results = {"before": measure()}
 start = copy.deepcopy(model.state_dict())
 
 
-def go_back():
+def go_back() -> None:
     """Put the weights back and let the optimiser forget."""
     model.load_state_dict(start)
     optimizer.state.clear()
@@ -140,7 +141,7 @@ bars.set_title(f"{len(x_test)} test images, eps = {eps}")
 bars.legend(loc="upper right", ncols=3, fontsize=8)
 
 budgets = np.linspace(0, 1.5 * eps, 100)
-for (name, (_, distances)), style in zip(results.items(), ("-", "--", "-."), strict=True):
+for (name, (_figures, distances)), style in zip(results.items(), ("-", "--", "-."), strict=True):
     curves.plot(budgets, 100 * knapsack_accuracy(distances, budgets, p=2), style, label=name)
 curves.axvline(eps, color="black", linestyle=":", linewidth=1)
 curves.set(xlabel="budget eps under $W_2$, $l_\\infty$", ylabel="accuracy in % (knapsack)", title="at every budget")

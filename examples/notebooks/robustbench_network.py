@@ -51,7 +51,7 @@ x_train, y_train, x_test, y_test = x[:96], y[:96], x[-32:], y[-32:]
 
 
 # %%
-def random_weights():
+def random_weights() -> dict[str, torch.Tensor]:
     """Return the state of a PreActResNet-18 before training."""
     state = {"conv1.weight": torch.randn(64, 3, 3, 3) / 81**0.5}
     width = 64
@@ -90,7 +90,7 @@ classifier = load_robustbench(NAME, model_dir=FOLDER, device="cpu")
 eps = 2 / 255
 
 
-def distances():
+def distances() -> np.ndarray:
     knapsack = WassersteinKnapsack(classifier, eps=eps, max_iter=6, verbose=False)
     knapsack.generate(x_test, y_test)
     return knapsack.distances_

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ for ranks in (1, 2):
     assert done.returncode == 0, done.stderr
 
 
-def load(ranks):
+def load(ranks: int) -> tuple[dict[str, np.ndarray], list[Any]]:
     parts = [np.load(folder / f"found-{rank}-of-{ranks}.npz") for rank in range(ranks)]
     joined = {}
     for name in ("together", "alone"):

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What attacks leave and certificates promise of a network."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The training paper's method: its tables and figures, its claims, its choices."""
