@@ -27,6 +27,7 @@ from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
 from art_wdro._ranks import apart, everywhere, is_first, shards, together
 from art_wdro._storage import checkpoint as checkpoints
 from art_wdro._storage.checkpoint import described
+from art_wdro.trainers._checks import check_optimiser, check_parameters, check_scheduler, check_single_sample
 from art_wdro.trainers._minibatches import Batch, Generated, Minibatches, Shuffled
 from art_wdro.trainers._replicas import synchronised_norms
 from art_wdro.trainers._run import Method, Run, check_ranks
@@ -78,7 +79,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         self, classifier: PyTorchClassifier, attack: EvasionAttack | None, beta: float, common: Common
     ) -> None:
         host.require_pytorch(type(self), classifier)
-        host.require_optimiser(classifier)
+        check_optimiser(classifier)
         if attack is not None and not isinstance(attack, EvasionAttack):
             raise TypeError(f"attack is {attack!r}; allowed is an EvasionAttack of ART or None")
         if attack is not None and attack.targeted:
@@ -190,11 +191,14 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
-        nb_epochs = arguments.integer("nb_epochs", nb_epochs, 0)
-        if scheduler is not None and not isinstance(scheduler, LRScheduler):
-            raise TypeError(f"scheduler is {scheduler!r}; allowed is a learning rate scheduler of torch or None")
-        file = None if checkpoint is None else arguments.file("checkpoint", checkpoint)
-        validation = None if validation_data is None else check_validation(self._classifier, validation_data)
+        with together():
+            nb_epochs = arguments.integer("nb_epochs", nb_epochs, 0)
+            check_optimiser(self._classifier)
+            check_parameters(self._classifier)
+            check_scheduler(self._classifier, scheduler)
+            file = None if checkpoint is None else arguments.file("checkpoint", checkpoint)
+            validation = None if validation_data is None else check_validation(self._classifier, validation_data)
+            self._check_smallest(minibatches)
         self.history, self.best_epoch, self.final_state = [], None, None
         updates = Updates(self._classifier, self._common.on_nonfinite == "skip")
         run = Run(self._classifier, minibatches, self._method(updates, minibatches), scheduler)
@@ -227,6 +231,13 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             self.best_epoch = nb_epochs - 1 if run.best is None else run.best_epoch
         if run.best is not None:
             run.set_weights(run.best)
+
+    def _check_smallest(self, minibatches: Minibatches) -> None:
+        """Refuse minibatches of one sample that the network does not train on."""
+        synchronised = self._common.sync_batch_norm and shards() is not None
+        single = None if synchronised else minibatches.single()
+        if single is not None:
+            check_single_sample(self._classifier, *single)
 
     @contextmanager
     def _training(self, updates: Updates) -> Iterator[None]:
