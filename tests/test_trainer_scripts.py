@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 import pickle
 from typing import Any
 
@@ -11,13 +13,22 @@ import art.config
 import numpy as np
 import pytest
 import torch
+from art.attacks.evasion import DeepFool, ProjectedGradientDescent
 from art.data_generators import NumpyDataGenerator, PyTorchDataGenerator
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.optim import lr_scheduler
 
-from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer, WassersteinPGD
+from art_wdro import (
+    DistributionalTRADESTrainer,
+    WassersteinDistributionalAttack,
+    WassersteinFGM,
+    WassersteinKnapsack,
+    WassersteinMarginTrainer,
+    WassersteinPGD,
+    adversarial_accuracy,
+)
 from art_wdro.trainers import _minibatches
 from art_wdro.trainers._minibatches import Shuffled
 from tests.conftest import DigitsNetwork, digits, make_classifier, same, weights
@@ -324,3 +335,99 @@ def test_one_sample_on_a_rank_counts(monkeypatch, samples, single):
     assert (found is not None) == single
     if found is not None:
         assert f"batch_size is 16, which leaves 1 of the {samples} samples alone on a rank, and the last" in found[1]
+
+
+def test_keeping_arts_attack_is_told_once_and_sets_what_selects(digits_classifier):
+    attack = ProjectedGradientDescent(digits_classifier, norm=2, eps=0.3, eps_step=0.1, max_iter=1, verbose=False)
+    message = (
+        r"attack is a ProjectedGradientDescent\w*, which attacks every sample on its own: the trainer is "
+        r"pointwise TRADES with it; leave attack out for the distributional method\. Epochs are .* p = 2, r = 2 and eps = 0\.3"
+    )
+    with pytest.warns(UserWarning, match=message) as told:
+        fine_tuning = DistributionalTRADESTrainer(digits_classifier, attack, beta=6.0, verbose=False)
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    data = (X_TEST[:40], Y_TEST[:40])
+    digits_classifier.optimizer.param_groups[0]["lr"] = 0.0
+    digits_classifier.model.features[1].momentum = 0.0
+    fine_tuning.fit(X[:64], Y[:64], data, nb_epochs=1)
+    selecting = WassersteinPGD(digits_classifier, p=2, norm=2, eps=0.3, max_iter=20, verbose=False)
+    expected = adversarial_accuracy(digits_classifier, *data, selecting)
+    assert fine_tuning.history[0]["wp_accuracy"] == expected < fine_tuning.history[0]["clean_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "given", "expected"),
+    [
+        (2, 0.3, {}, (0.3, 2.0, 2.0)),
+        ("inf", 0.3, {}, (0.3, 2.0, math.inf)),
+        (2, 0.3, {"eps": 8 / 255, "norm": np.inf, "p": 2}, (8 / 255, 2.0, math.inf)),  # the defaults, given
+        (2, 0.3, {"eps": 0.1}, (0.1, 2.0, 2.0)),
+        (2, 0.3, {"p": 1.5}, (0.3, 1.5, 2.0)),
+        (np.inf, np.full((1, 8, 8), 0.3), {}, (8 / 255, 2.0, math.inf)),  # a budget for each pixel is no budget here
+    ],
+)
+def test_a_threat_that_is_given_goes_before_the_attacks(digits_classifier, norm, eps, given, expected):
+    attack = ProjectedGradientDescent(digits_classifier, norm=norm, eps=eps, eps_step=eps, max_iter=1, verbose=False)
+    with pytest.warns(UserWarning, match="pointwise TRADES"):
+        common = DistributionalTRADESTrainer(digits_classifier, attack, **given)._common
+    assert (common.eps, common.p, common.norm) == expected
+
+
+def test_an_attack_without_a_threat_leaves_the_defaults(digits_classifier):
+    with pytest.warns(UserWarning, match="attack is a DeepFool, .* p = 2, r = inf and eps = 0.0313725"):
+        DistributionalTRADESTrainer(digits_classifier, DeepFool(digits_classifier, verbose=False))
+
+
+@pytest.mark.parametrize(
+    ("attack", "expected"),
+    [
+        (lambda c: WassersteinPGD(c, p=1.5, norm=2, eps=0.3, verbose=False), (0.3, 1.5, 2.0)),
+        (lambda c: WassersteinFGM(c, p=3, eps=0.2, verbose=False), (0.2, 3.0, math.inf)),
+        (lambda c: WassersteinKnapsack(c, p=1, eps=0.2, verbose=False), (0.2, 2.0, math.inf)),  # W_1 has no ascent
+    ],
+)
+def test_an_attack_that_shares_its_budget_is_no_surprise(digits_classifier, attack, expected):
+    common = DistributionalTRADESTrainer(digits_classifier, attack(digits_classifier), verbose=False)._common
+    assert (common.eps, common.p, common.norm) == expected
+    with pytest.warns(UserWarning, match="attack is a WassersteinPGD, which attacks every sample on its own.* p = inf"):
+        DistributionalTRADESTrainer(digits_classifier, WassersteinPGD(digits_classifier, p=np.inf, verbose=False))
+
+
+def test_the_defaults_are_in_the_signature():
+    defaults = {k: v.default for k, v in inspect.signature(DistributionalTRADESTrainer).parameters.items()}
+    assert (defaults["eps"], defaults["p"], defaults["norm"]) == (8 / 255, 2, np.inf)
+    assert defaults["attack"] is None
+    assert str(defaults["eps"]) == str(8 / 255)
+
+
+FOREIGN = {"num_random_init": 1, "random_eps": True, "decay": 1.0, "use_amp": True, "nb_epochs": 3}
+
+
+@both
+@pytest.mark.parametrize(("name", "value"), [*FOREIGN.items(), ("batch_size", 64), ("ratio", 1.0)])
+def test_a_trainer_says_what_to_do_with_arts_keywords(digits_classifier, kind, name, value):
+    what = "give it to fit" if name in ("nb_epochs", "batch_size") else "leave it out"
+    with pytest.raises(TypeError, match=rf"{name} has no counterpart in {kind.__name__}\(\): .*{what}"):
+        kind(digits_classifier, **{name: value})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'batchsize'"):
+        kind(digits_classifier, batchsize=3)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("kind", [WassersteinPGD, WassersteinFGM, WassersteinKnapsack, WassersteinDistributionalAttack])
+def test_an_attack_says_what_to_do_with_arts_keywords(digits_classifier, kind, name):
+    with pytest.raises(TypeError, match=rf"{name} has no counterpart in {kind.__name__}\(\): "):
+        kind(digits_classifier, **{name: FOREIGN[name]})
+    assert name not in inspect.signature(kind).parameters
+    assert "kwargs" not in inspect.signature(kind).parameters
+
+
+@both
+def test_keywords_of_the_constructor_are_known_in_fit(digits_classifier, kind):
+    training = trainer(kind, digits_classifier)
+    message = r"got the unknown arguments \['epochs', 'verbose'\]; allowed are .*; verbose is for the constructor"
+    with pytest.raises(TypeError, match=f"fit {message}"):
+        training.fit(X, Y, verbose=True, epochs=3)
+    with pytest.raises(TypeError, match=f"fit_generator {message}"):
+        training.fit_generator(generated(33, 16), verbose=True, epochs=3)

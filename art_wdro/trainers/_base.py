@@ -7,6 +7,7 @@ What a minibatch does, its attack and its loss, is the subclass's.
 from __future__ import annotations
 
 import abc
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,7 +145,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         :raises FloatingPointError: If the loss is no longer finite, unless `on_nonfinite` is "skip".
         """
         allowed = "x, y, validation_data, batch_size, nb_epochs, scheduler, checkpoint, drop_last and on_epoch"
-        _refuse_unknown("fit", kwargs, allowed)
+        self._refuse_unknown("fit", kwargs, allowed)
         batch_size = arguments.integer("batch_size", batch_size, 1)
         drop_last = arguments.flag("drop_last", drop_last)
         with together():
@@ -174,7 +175,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         :raises TypeError: If an argument is of the wrong type or unknown.
         :raises FloatingPointError: If the loss is no longer finite.
         """
-        _refuse_unknown("fit_generator", kwargs, "generator, nb_epochs, scheduler and validation_data")
+        self._refuse_unknown("fit_generator", kwargs, "generator, nb_epochs, scheduler and validation_data")
         if not isinstance(generator, DataGenerator):
             raise TypeError(f"generator is {generator!r}; allowed is a DataGenerator of ART")
         if generator.size is None:
@@ -273,7 +274,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         common = {name: value for name, value in vars(self._common).items() if name != "verbose"}
         return {"attack": setting, "beta": self._beta, **common}
 
-
-def _refuse_unknown(function: str, kwargs: dict[str, Any], allowed: str) -> None:
-    if kwargs:
-        raise TypeError(f"{function} got the unknown arguments {sorted(kwargs)}; allowed are {allowed}")
+    def _refuse_unknown(self, function: str, kwargs: dict[str, Any], allowed: str) -> None:
+        if not kwargs:
+            return
+        of_constructor = sorted(kwargs.keys() & inspect.signature(type(self)).parameters.keys())
+        hint = f"; {', '.join(of_constructor)} is for the constructor" if of_constructor else ""
+        raise TypeError(f"{function} got the unknown arguments {sorted(kwargs)}; allowed are {allowed}{hint}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
+from art_wdro._host.keywords import explains_foreign_keywords
 from art_wdro._host.precision import PRECISIONS
 from art_wdro._solvers.boundary import boundary
 from art_wdro.trainers._base import Common, FineTuner
@@ -53,6 +54,7 @@ class WassersteinMarginTrainer(FineTuner):
     for each sample: Ding et al., MMA training, 2020, arXiv:1812.02637.
     """
 
+    @explains_foreign_keywords
     def __init__(
         self,
         classifier: PyTorchClassifier,
