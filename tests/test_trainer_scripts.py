@@ -15,6 +15,7 @@ import pytest
 import torch
 from art.attacks.evasion import DeepFool, ProjectedGradientDescent
 from art.data_generators import NumpyDataGenerator, PyTorchDataGenerator
+from art.defences.preprocessor import CutMixPyTorch, GaussianAugmentation, LabelSmoothing, Mixup, MixupPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -29,6 +30,7 @@ from art_wdro import (
     WassersteinPGD,
     adversarial_accuracy,
 )
+from art_wdro._host import inputs
 from art_wdro.trainers import _minibatches
 from art_wdro.trainers._minibatches import Shuffled
 from tests.conftest import DigitsNetwork, digits, make_classifier, same, weights
@@ -337,11 +339,111 @@ def test_one_sample_on_a_rank_counts(monkeypatch, samples, single):
         assert f"batch_size is 16, which leaves 1 of the {samples} samples alone on a rank, and the last" in found[1]
 
 
+DEFENCES = {
+    "smoothing": lambda: LabelSmoothing(0.8),
+    "augmentation": lambda: GaussianAugmentation(sigma=0.1, augmentation=True, ratio=0.5, clip_values=(0, 1)),
+    "mixup": lambda: Mixup(10),
+    "mixup in torch": lambda: MixupPyTorch(10),
+    "cutmix in torch": lambda: CutMixPyTorch(10),
+}
+
+
+@both
+@pytest.mark.parametrize("make", DEFENCES.values(), ids=DEFENCES)
+@pytest.mark.parametrize("weight", [None, torch.linspace(0.5, 1.5, 10)])
+def test_defences_that_change_the_training_set_do_as_in_arts_fit(digits_classifier, kind, make, weight):
+    """Without the adversarial term, and all in one minibatch, a step is the one of ART's `PyTorchClassifier.fit`."""
+    digits_classifier.model.dropout.p = 0.0
+    settings = {"preprocessing_defences": make(), "preprocessing": (0.4, 0.6), "loss": nn.CrossEntropyLoss(weight)}
+    digits_classifier.set_params(**settings)
+    start = weights(digits_classifier)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    digits_classifier.fit(X[:40], Y[:40], batch_size=100, nb_epochs=1)
+    expected = weights(digits_classifier)
+    digits_classifier.model.load_state_dict(start)
+    training = trainer(kind, digits_classifier, beta=0.0, seed=7)
+    training.fit(X[:40], Y[:40], batch_size=100, nb_epochs=1)
+    assert not same(expected, start)
+    for name, value in digits_classifier.model.named_parameters():  # statistics are those of the attacked batch, too
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+    assert digits_classifier.preprocessing_defences[0].apply_fit
+
+
+@both
+@pytest.mark.parametrize("make", DEFENCES.values(), ids=DEFENCES)
+def test_defences_that_change_the_training_set_train_with_everything(digits_classifier, kind, make, tmp_path):
+    digits_classifier.set_params(preprocessing_defences=make())
+    data, settings = (X[:64], Y[:64]), {"validation_data": (X_TEST[:20], Y_TEST[:20]), "batch_size": 32}
+    start, results = weights(digits_classifier), []
+    for stops in ([2], [1, 2]):
+        digits_classifier.model.load_state_dict(start)
+        for stop in stops:
+            torch.manual_seed(0)
+            np.random.seed(stop)  # nothing depends on it, since a seed is given
+            training = trainer(kind, digits_classifier)
+            training.fit(*data, **settings, nb_epochs=stop, checkpoint=tmp_path / f"{len(stops)}.ckpt")
+        results.append(weights(digits_classifier))
+    assert same(*results)
+    assert not same(results[0], start)
+    if kind is DistributionalTRADESTrainer:
+        training = trainer(kind, digits_classifier, upsilon="resample", gamma=0.5, attack_label="predicted")
+    training.fit_generator(generated(64, 32), nb_epochs=1)
+    assert math.isfinite(training.history[0]["loss"])
+
+
+@both
+def test_noisy_copies_stay_in_the_box_and_are_attacked(digits_classifier, kind, monkeypatch):
+    digits_classifier.set_params(preprocessing_defences=GaussianAugmentation(sigma=0.5, augmentation=True, ratio=1.0))
+    seen = []
+    epoch = Shuffled.epoch
+    monkeypatch.setattr(Shuffled, "epoch", lambda self: (seen.append(batch[0]) or batch for batch in epoch(self)))
+    trainer(kind, digits_classifier).fit(X[:20], Y[:20], batch_size=16, nb_epochs=1)
+    assert [len(x) for x in seen] == [16, 16, 8]
+    whole = torch.cat(seen)
+    assert whole.min() >= 0
+    assert whole.max() <= 1
+    given = {x.tobytes() for x in X[:20]}
+    assert sum(x.numpy().tobytes() in given for x in whole) == 20
+
+
+def test_a_generators_batches_are_changed_as_the_set_is(digits_classifier, monkeypatch):
+    digits_classifier.model.dropout.p = 0.0
+    digits_classifier.set_params(preprocessing_defences=LabelSmoothing(0.8))
+    monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
+    start, results = weights(digits_classifier), []
+    for call in (
+        lambda training: training.fit(X[:64], Y[:64], batch_size=32, nb_epochs=1),
+        lambda training: training.fit_generator(generated(64, 32), nb_epochs=1),
+    ):
+        digits_classifier.model.load_state_dict(start)
+        call(trainer(DistributionalTRADESTrainer, digits_classifier))
+        results.append(weights(digits_classifier))
+    assert same(*results)
+
+
+@both
+def test_a_smoothed_label_is_the_label_everywhere_but_in_the_loss(digits_classifier, kind):
+    model = digits_classifier.model
+    model.dropout.p = model.features[1].momentum = digits_classifier.optimizer.param_groups[0]["lr"] = 0.0
+    figures = []
+    for defence in (None, LabelSmoothing(0.8)):
+        digits_classifier.set_params(preprocessing_defences=defence)
+        training = trainer(kind, digits_classifier)
+        training.fit(X[:64], Y[:64], batch_size=64, nb_epochs=1)
+        figures.append(training.history[0])
+    plain, smoothed = figures
+    assert smoothed["clean_loss"] > plain["clean_loss"] + 0.1
+    for name in plain.keys() - {"clean_loss", "loss", "seconds"}:
+        assert smoothed[name] == plain[name]
+
+
 def test_keeping_arts_attack_is_told_once_and_sets_what_selects(digits_classifier):
     attack = ProjectedGradientDescent(digits_classifier, norm=2, eps=0.3, eps_step=0.1, max_iter=1, verbose=False)
     message = (
         r"attack is a ProjectedGradientDescent\w*, which attacks every sample on its own: the trainer is "
-        r"pointwise TRADES with it; leave attack out for the distributional method\. Epochs are .* p = 2, r = 2 and eps = 0\.3"
+        r"pointwise TRADES with it; leave attack out for the distributional method\. "
+        r"Epochs are .* p = 2, r = 2 and eps = 0\.3"
     )
     with pytest.warns(UserWarning, match=message) as told:
         fine_tuning = DistributionalTRADESTrainer(digits_classifier, attack, beta=6.0, verbose=False)
@@ -431,3 +533,45 @@ def test_keywords_of_the_constructor_are_known_in_fit(digits_classifier, kind):
         training.fit(X, Y, verbose=True, epochs=3)
     with pytest.raises(TypeError, match=f"fit_generator {message}"):
         training.fit_generator(generated(33, 16), verbose=True, epochs=3)
+
+
+@both
+def test_no_epochs_change_nothing(digits_classifier, kind):
+    start = weights(digits_classifier)
+    training = trainer(kind, digits_classifier)
+    for validation in (None, (X_TEST[:20], Y_TEST[:20])):
+        training.fit(X[:64], Y[:64], validation, nb_epochs=0)
+        training.fit_generator(generated(64, 32), nb_epochs=0, validation_data=validation)
+        assert (training.history, training.best_epoch, training.final_state) == ([], None, None)
+    assert same(weights(digits_classifier), start)
+
+
+PREPROCESSED = ((X_TEST[:20] - 0.5) / 0.5, Y_TEST[:20])
+NOT_VALIDATION = {
+    "empty": ((X[:0], Y[:0]), r"validation_data\[0\] has the shape \(0, 1, 8, 8\); needed is at least one sample"),
+    "preprocessed": (
+        PREPROCESSED,
+        r"validation_data\[0\] lies in \[-1, 1\].*; needed are inputs as .* before the class",
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize(("validation", "message"), NOT_VALIDATION.values(), ids=NOT_VALIDATION)
+def test_validation_data_that_cannot_select_are_told_before_training(digits_classifier, kind, validation, message):
+    digits_classifier.set_params(preprocessing=(0.5, 0.5))
+    start = weights(digits_classifier)
+    training = trainer(kind, digits_classifier)
+    with pytest.raises(ValueError, match=message):
+        training.fit(X[:64], Y[:64], validation)
+    with pytest.raises(ValueError, match=message):
+        training.fit_generator(generated(64, 32), validation_data=validation)
+    assert same(weights(digits_classifier), start)
+
+
+def test_no_rank_validates_on_nothing(digits_classifier, monkeypatch):
+    monkeypatch.setattr(inputs, "shards", object)
+    with pytest.raises(
+        ValueError, match=r"validation_data\[0\] has no samples; needed is at least one, over all ranks"
+    ):
+        trainer(DistributionalTRADESTrainer, digits_classifier).fit(X[:64], Y[:64], (X[:0], Y[:0]))

@@ -34,11 +34,12 @@ def as_numbers(x: Any, name: str) -> Tensor:
 
 
 @torch.inference_mode(False)
-def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
+def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x", hint: str = "") -> Tensor:
     """Check inputs and return them as a float32 tensor where they lie.
 
     :param x: Array, tensor or nested list, (N, ...), any real dtype.
     :param name: What the errors call it.
+    :param hint: What an error says of inputs outside of clip_values, beside where they are.
     :return: The inputs, detached; NumPy data stays on the host.
     :raises TypeError: If the values are no numbers.
     :raises ValueError: If x is empty, does not fit the classifier, holds NaN or inf, or leaves clip_values.
@@ -71,7 +72,7 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
         if outside.any():
             raise ValueError(
                 f"{name} lies in [{tensor.min():g}, {tensor.max():g}], outside of the classifier's clip_values "
-                f"in [{lower.min():g}, {upper.max():g}] (first in sample {rows.start + _first(outside)})"
+                f"in [{lower.min():g}, {upper.max():g}] (first in sample {rows.start + _first(outside)}){hint}"
             )
     return tensor
 

@@ -25,9 +25,10 @@ from tqdm.auto import tqdm
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
-from art_wdro._ranks import apart, everywhere, is_first, shards, together
+from art_wdro._ranks import agreed, apart, everywhere, is_first, shards, together
 from art_wdro._storage import checkpoint as checkpoints
 from art_wdro._storage.checkpoint import described
+from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_optimiser, check_parameters, check_scheduler, check_single_sample
 from art_wdro.trainers._minibatches import Batch, Generated, Minibatches, Shuffled
 from art_wdro.trainers._replicas import synchronised_norms
@@ -118,6 +119,10 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         Under :func:`sharded` all ranks give the same arrays, every minibatch is spread over them, and its budget and
         gradient are those of the whole minibatch.
 
+        Preprocessors of the classifier for fitting that change labels or the number of samples (label smoothing,
+        augmentation, mixup) are applied to the training set once, drawing from `seed`, and what they make is kept inside
+        clip_values. Soft labels count in the cross-entropy; everywhere else, and where y holds them, the largest entry does.
+
         Each dict of `history` holds: epoch (from 0), loss, clean_loss, consistency_loss, pointwise_loss
         (None without gamma), train_clean_accuracy and train_adversarial_accuracy (of the minibatches in
         train mode), upsilon (at the end of the epoch), budget_ratio (the p-mean of eps_B over eps, 1 when the
@@ -130,10 +135,11 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         :param y: Labels as indices or one-hot rows; None where x brings them.
         :param validation_data: Pair of inputs and labels, or a data set of torch, to select the epoch on; without it
             the classifier keeps the last epoch's weights.
-        :param batch_size: Samples in a minibatch, on each rank.
+        :param batch_size: Samples in a minibatch, on each rank. A minibatch of one is refused, before the first one
+            trains, where the network does not train on it.
         :param nb_epochs: Number of epochs.
-        :param scheduler: Any learning rate scheduler of torch, stepped after each epoch. ReduceLROnPlateau
-            gets wp_accuracy in mode "max" and the training loss in mode "min".
+        :param scheduler: Any learning rate scheduler of torch for the classifier's optimiser, stepped after each epoch.
+            ReduceLROnPlateau gets wp_accuracy in mode "max" and the training loss in mode "min".
         :param checkpoint: File that holds the state of the run after every epoch: weights, optimiser, scheduler,
             Upsilon, history and random states. If it is there, the run goes on from it, to the same weights bit for bit
             as without the interruption (on a CPU). The file is whole at any moment.
@@ -152,8 +158,12 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             x, y = as_arrays(x, y)
             inputs = as_inputs(self._classifier, x)
             labels = as_labels(self._classifier, y, len(inputs)).to(inputs.device)
-        minibatches = Shuffled(inputs, labels, batch_size, drop_last, arguments.seed(self._common.seed))
-        self._train(minibatches, nb_epochs, scheduler, validation_data, on_epoch, checkpoint)
+            augmentation = Augmentation(self._classifier)
+        seed = agreed(arguments.seed(self._common.seed))
+        inputs, labels = augmentation(inputs, labels, seed)
+        minibatches = Shuffled(inputs, labels, batch_size, drop_last, seed)
+        with augmentation.done():
+            self._train(minibatches, nb_epochs, scheduler, validation_data, on_epoch, checkpoint)
 
     def fit_generator(
         self,
@@ -164,6 +174,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Train on the batches of a data generator of ART; everything else is as in :meth:`fit`.
+
+        Preprocessors that change labels or the number of samples are applied to every batch.
 
         `upsilon="resample"` draws from the whole training set, so it needs a `NumpyDataGenerator`.
 
@@ -180,8 +192,10 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             raise TypeError(f"generator is {generator!r}; allowed is a DataGenerator of ART")
         if generator.size is None:
             raise ValueError("generator has size None; needed is the number of samples in an epoch")
-        minibatches = Generated(self._classifier, generator, arguments.seed(self._common.seed))
-        self._train(minibatches, nb_epochs, scheduler, validation_data)
+        augmentation = Augmentation(self._classifier)
+        minibatches = Generated(self._classifier, generator, arguments.seed(self._common.seed), augmentation)
+        with augmentation.done():
+            self._train(minibatches, nb_epochs, scheduler, validation_data)
 
     def _train(
         self,

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import inspect
-import random
-from typing import Any
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from art_wdro._host import classifier as host
+from art_wdro.trainers._random import random_state, set_random_state
 from art_wdro.trainers._update import set_training_mode
 
 
@@ -91,18 +89,15 @@ def check_single_sample(classifier: PyTorchClassifier, x: Tensor, origin: str) -
     """
     model = host.network(classifier)
     buffers = [buffer.clone() for buffer in model.buffers()]
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    device = classifier.device
-    cuda: list[Any] = [device] if device.type == "cuda" else []
+    state = random_state(classifier.device)
     try:
-        with torch.random.fork_rng(devices=cuda), host.restored(classifier), torch.no_grad():
+        with host.restored(classifier), torch.no_grad():
             set_training_mode(model)
-            host.logits_of(classifier, training=True)(x.to(device))
+            host.logits_of(classifier, training=True)(x.to(classifier.device))
     except ValueError as error:
         raise ValueError(f"the network does not train on a minibatch of one sample ({error}); {origin}") from error
     finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+        set_random_state(state, classifier.device)
         with torch.no_grad():
             for buffer, before in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(before)

@@ -19,12 +19,13 @@ from art_wdro._host.inputs import as_inputs, as_labels
 from art_wdro._ranks import agreed, mine, ranks
 from art_wdro._storage.arrays import Rows
 from art_wdro._storage.checkpoint import fingerprint
+from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_single_sample
 
 ONE_GENERATED = "the generator has a batch of 1; give it another batch_size, or let it drop its last batch"
 """What to do where a generator's batch is one sample and the network does not train on that."""
 Batch = tuple[Tensor, Tensor]
-"""Inputs (n, ...) and class indices (n,), on any device."""
+"""Inputs (n, ...) and class indices (n,), or soft targets (n, K), on any device."""
 
 
 class Minibatches(abc.ABC):
@@ -69,7 +70,7 @@ class Shuffled(Minibatches):
         """Prepare the minibatches.
 
         :param x: Inputs, (N, ...), the same on all ranks.
-        :param y: Class indices, (N,).
+        :param y: Class indices, (N,), or soft targets, (N, K).
         :param batch_size: Samples of a minibatch on each rank.
         :param drop_last: Leave out a last minibatch that is smaller.
         :param seed: Seed of the order; the first rank's counts.
@@ -137,14 +138,17 @@ class Shuffled(Minibatches):
 class Generated(Minibatches):
     """The batches of a data generator of ART, one of its own on every rank."""
 
-    def __init__(self, classifier: PyTorchClassifier, generator: DataGenerator, seed: int) -> None:
+    def __init__(
+        self, classifier: PyTorchClassifier, generator: DataGenerator, seed: int, augmentation: Augmentation
+    ) -> None:
         """Wrap a generator.
 
         :param classifier: Checks and encodes the batches.
         :param generator: A data generator with a size.
         :param seed: Seed of fresh samples, which a `NumpyDataGenerator` allows.
+        :param augmentation: Changes every batch.
         """
-        self._classifier, self._generator = classifier, generator
+        self._classifier, self._generator, self._augmentation = classifier, generator, augmentation
         self.resamples = isinstance(generator, NumpyDataGenerator)
         if self.resamples:
             x = as_inputs(classifier, generator.x, "generator.x")
@@ -161,17 +165,18 @@ class Generated(Minibatches):
             x, y = self._generator.get_batch()
             inputs = as_inputs(self._classifier, x, "generator's x")
             labels = as_labels(self._classifier, y, len(inputs), "generator's y")
+            inputs, labels = self._augmentation(inputs, labels)
             if len(inputs) == 1:
                 check_single_sample(self._classifier, inputs, ONE_GENERATED)
             yield inputs, labels
 
     def sample(self, fraction: float) -> Iterator[Batch]:
         """Yield a fresh share of the generator's data set, in batches."""
-        return self._whole.sample(fraction)
+        return (self._augmentation(*batch) for batch in self._whole.sample(fraction))
 
     def single(self) -> tuple[Tensor, str] | None:
         """Return an input, (1, ...), and a remedy, if a batch is known to be one sample."""
-        if not _leaves_one(self._generator) or None in self._classifier.input_shape:
+        if self._augmentation or not _leaves_one(self._generator) or None in self._classifier.input_shape:
             return None
         return host.example(self._classifier), ONE_GENERATED
 

@@ -28,6 +28,7 @@ from art_wdro._threat.norms import mean_of_sums, merged_sums, power_sums
 from art_wdro._threat.threat import Threat
 from art_wdro.attacks._base import WassersteinAttack
 from art_wdro.losses import PerSampleLoss, attack_objective, predicted
+from art_wdro.trainers._augmentation import indices_of
 from art_wdro.trainers._base import Common, FineTuner
 from art_wdro.trainers._consistency import CONSISTENCIES
 from art_wdro.trainers._minibatches import Batch, Minibatches
@@ -198,6 +199,7 @@ class AlgorithmOne(Method):
 
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
         """Attack a minibatch with its share of the budget, and update the network once."""
+        targets, y = y, indices_of(y)
         with host.evaluating(self._classifier):
             batches = [x, self._perturb(x, y)]
             if self._of._gamma > 0:
@@ -212,7 +214,7 @@ class AlgorithmOne(Method):
             figures["train_adversarial_accuracy"] = (predicted(attacked) == y).double().mean()
             return loss, figures
 
-        return self._updates(y, batches, outer, where)
+        return self._updates(targets, batches, outer, where)
 
     def finish_epoch(self) -> dict[str, Any]:
         """Return Upsilon at the end of the epoch, and the p-mean of its budgets over eps."""
@@ -254,7 +256,7 @@ class AlgorithmOne(Method):
 
     def _labelled_sample(self) -> Iterator[Batch]:
         for x, y in self._minibatches.sample(self._of._sample_fraction):
-            x, y = x.to(self._classifier.device), y.to(self._classifier.device)
+            x, y = x.to(self._classifier.device), indices_of(y).to(self._classifier.device)
             yield x, self._labels(x, y)
 
     def _labels(self, x: Tensor, y: Tensor) -> Tensor:
