@@ -266,6 +266,22 @@ def test_lbfgs_is_refused_by_name(digits_classifier, kind):
             use()
 
 
+class Bare:
+    """No optimiser of torch, though it takes steps."""
+
+    def step(self) -> None:
+        """Do nothing."""
+
+
+@both
+def test_what_training_uses_of_an_optimiser_must_be_there(digits_classifier, kind):
+    digits_classifier.set_params(optimizer=Bare())
+    with pytest.raises(
+        ValueError, match="optimizer Bare, which lacks param_groups, state_dict, load_state_dict, zero_"
+    ):
+        trainer(kind, digits_classifier)
+
+
 def generated(samples: int, batch_size: int, **settings: Any) -> NumpyDataGenerator:
     return NumpyDataGenerator(X[:samples], Y[:samples], batch_size=batch_size, **settings)
 

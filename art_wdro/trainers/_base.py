@@ -120,8 +120,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         gradient are those of the whole minibatch.
 
         Preprocessors of the classifier for fitting that change labels or the number of samples (label smoothing,
-        augmentation, mixup) are applied to the training set once, drawing from `seed`, and what they make is kept inside
-        clip_values. Soft labels count in the cross-entropy; everywhere else, and where y holds them, the largest entry does.
+        augmentation, mixup) are applied to the training set once, drawing from `seed`, and what they make is kept in
+        clip_values. Soft labels that they make count in the cross-entropy; everywhere else, and where y holds soft
+        ones, the largest entry does.
 
         Each dict of `history` holds: epoch (from 0), loss, clean_loss, consistency_loss, pointwise_loss
         (None without gamma), train_clean_accuracy and train_adversarial_accuracy (of the minibatches in

@@ -14,6 +14,9 @@ from art_wdro._host import classifier as host
 from art_wdro.trainers._random import random_state, set_random_state
 from art_wdro.trainers._update import set_training_mode
 
+USED = ("param_groups", "state_dict", "load_state_dict", "zero_grad", "step")
+"""What training uses of an optimiser."""
+
 
 def check_optimiser(classifier: PyTorchClassifier) -> None:
     """Refuse a classifier without an optimiser that takes one step from one gradient.
@@ -22,8 +25,16 @@ def check_optimiser(classifier: PyTorchClassifier) -> None:
     """
     host.require_optimiser(classifier)
     own = host.optimiser(classifier)
-    _, *arguments = inspect.signature(type(own).step).parameters.values()
-    needed = [a.name for a in arguments if a.default is a.empty and a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
+    lacking = [name for name in USED if not hasattr(own, name)]
+    if lacking:
+        raise ValueError(
+            f"classifier has the optimizer {type(own).__name__}, which lacks {', '.join(lacking)}; needed is one of "
+            "torch, or one that behaves as such"
+        )
+    # a scheduler puts a function of its own in the place of the bound method
+    arguments = inspect.signature(getattr(type(own), "step", own.step)).parameters.values()
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [a.name for a in arguments if a.default is a.empty and a.kind in plain and a.name != "self"]
     if needed:
         raise ValueError(
             f"classifier has the optimizer {type(own).__name__}, whose step needs {', '.join(needed)}; allowed are "
@@ -94,8 +105,11 @@ def check_single_sample(classifier: PyTorchClassifier, x: Tensor, origin: str) -
         with host.restored(classifier), torch.no_grad():
             set_training_mode(model)
             host.logits_of(classifier, training=True)(x.to(classifier.device))
-    except ValueError as error:
-        raise ValueError(f"the network does not train on a minibatch of one sample ({error}); {origin}") from error
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"the network does not train on a minibatch of one sample ({why}); {origin}") from error
     finally:
         set_random_state(state, classifier.device)
         with torch.no_grad():
