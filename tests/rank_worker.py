@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from art.defences.preprocessor import Mixup
 from torch import nn
 
 from art_wdro import (
@@ -90,13 +91,19 @@ def train(
     weight: torch.Tensor | None = None,
     samples: int = 103,
     on_epoch=None,
+    defence=None,
 ) -> dict[str, np.ndarray]:
     """Fine-tune on digits, the whole of which every rank has; the last minibatch is uneven."""
     torch.manual_seed(0)
     model = Smooth()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     classifier = make_classifier(
-        model, (1, 8, 8), 10, optimizer=optimiser, loss=nn.CrossEntropyLoss(weight, label_smoothing=0.1)
+        model,
+        (1, 8, 8),
+        10,
+        optimizer=optimiser,
+        loss=nn.CrossEntropyLoss(weight, label_smoothing=0.1),
+        preprocessing_defences=defence,
     )
     trainer = DistributionalTRADESTrainer(
         classifier, eps=0.1, max_iter=3, seed=3, upsilon=upsilon, gamma=0.5, sample_fraction=0.25, verbose=False
@@ -130,7 +137,11 @@ def main() -> None:
             found |= {f"margin {name}": value for name, value in train_margins(24 // ranks).items()}
     elif case == "weighted":
         with sharded():
-            found = train(24 // ranks, "streaming", weight=torch.arange(1.0, 11.0))
+            settings = {"weight": torch.arange(1.0, 11.0), "upsilon": "streaming"}
+            found = train(24 // ranks, **settings)
+            found |= {
+                f"mixed {name}": value for name, value in train(24 // ranks, **settings, defence=Mixup(10)).items()
+            }
     elif case == "refused":
         x, y = problem.x[mine].copy(), problem.y[mine]
         x[0] = np.nan if rank == 1 else x[0]
