@@ -591,3 +591,8 @@ def test_no_rank_validates_on_nothing(digits_classifier, monkeypatch):
         ValueError, match=r"validation_data\[0\] has no samples; needed is at least one, over all ranks"
     ):
         trainer(DistributionalTRADESTrainer, digits_classifier).fit(X[:64], Y[:64], (X[:0], Y[:0]))
+
+
+def test_the_margin_trainer_has_no_attack(digits_classifier):
+    with pytest.raises(TypeError, match=r"attack has no counterpart in WassersteinMarginTrainer\(\): .*leave it out"):
+        WassersteinMarginTrainer(digits_classifier, attack=None)

@@ -12,6 +12,7 @@ Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 INSTEAD = {
     "alpha": "leave it out",
+    "attack": "it searches boundary points itself; leave it out",
     "attacks": "the trainer has an attack of its own; leave it out",
     "batch_size": "give it to fit",
     "classifier": "call it estimator",
