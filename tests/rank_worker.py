@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from art.defences.preprocessor import Mixup
 from torch import nn
 
 from art_wdro import (
@@ -90,13 +91,19 @@ def train(
     weight: torch.Tensor | None = None,
     samples: int = 103,
     on_epoch=None,
+    defence=None,
 ) -> dict[str, np.ndarray]:
     """Fine-tune on digits, the whole of which every rank has; the last minibatch is uneven."""
     torch.manual_seed(0)
     model = Smooth()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     classifier = make_classifier(
-        model, (1, 8, 8), 10, optimizer=optimiser, loss=nn.CrossEntropyLoss(weight, label_smoothing=0.1)
+        model,
+        (1, 8, 8),
+        10,
+        optimizer=optimiser,
+        loss=nn.CrossEntropyLoss(weight, label_smoothing=0.1),
+        preprocessing_defences=defence,
     )
     trainer = DistributionalTRADESTrainer(
         classifier, eps=0.1, max_iter=3, seed=3, upsilon=upsilon, gamma=0.5, sample_fraction=0.25, verbose=False
@@ -144,7 +151,10 @@ def run(case: str, folder: Path) -> dict[str, np.ndarray]:
             found |= {f"resampled {name}": value for name, value in train(batch_size, "resample").items()}
             return found | {f"margin {name}": value for name, value in train_margins(batch_size).items()}
         if case == "weighted":
-            return train(batch_size, "streaming", weight=torch.arange(1.0, 11.0))
+            settings = {"weight": torch.arange(1.0, 11.0), "upsilon": "streaming"}
+            found = train(batch_size, **settings)
+            mixed = train(batch_size, **settings, defence=Mixup(10))
+            return found | {f"mixed {name}": value for name, value in mixed.items()}
         if case == "refused":
             return refused(problem, mine, batch_size)
         if case == "resume":

@@ -123,6 +123,10 @@ def test_one_samples_nan_stays_its_own(value, gradient, norm, p, loss):
 class Exhausted(nn.Module):
     """Run out of memory, as a GPU does."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.")
 
@@ -135,5 +139,6 @@ def test_exhausted_memory_names_the_batch_size(digits_classifier):
     for figure in (sensitivity, adversarial_accuracy):
         with pytest.raises(torch.cuda.OutOfMemoryError, match="batch_size is 33, too much"):
             figure(digits_classifier, X[:5], Y[:5], batch_size=33)
+    digits_classifier.set_params(optimizer=torch.optim.SGD(digits_classifier.model.parameters(), lr=0.1))
     with pytest.raises(torch.cuda.OutOfMemoryError, match="batch_size is 5, too much"):
         DistributionalTRADESTrainer(digits_classifier, verbose=False).fit(X[:5], Y[:5], nb_epochs=1)

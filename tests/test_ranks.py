@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from art.defences.preprocessor import Mixup
 
 from art_wdro import sharded
 from tests import rank_worker
@@ -94,10 +95,13 @@ def test_training_over_ranks_equals_training_alone(job, ranks):
 
 
 @pytest.mark.slow
-def test_class_weights_count_over_all_ranks(job):
+def test_class_weights_and_soft_labels_count_over_all_ranks(job):
     found = job(3)["weighted"]
-    for name, value in rank_worker.train(24, "streaming", weight=torch.arange(1.0, 11.0)).items():
-        if name != "history":
+    settings = {"weight": torch.arange(1.0, 11.0), "upsilon": "streaming"}
+    expected = rank_worker.train(24, **settings)
+    expected |= {f"mixed {k}": value for k, value in rank_worker.train(24, **settings, defence=Mixup(10)).items()}
+    for name, value in expected.items():
+        if "history" not in name:
             np.testing.assert_allclose(found[0][name], value, rtol=2e-3, atol=2e-4, err_msg=name)
 
 

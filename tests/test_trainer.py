@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from art_wdro.trainers._upsilon import batch_budget
 from tests.conftest import DigitsNetwork, digits, linear_problem, make_classifier, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
+POINTWISE = pytest.warns(UserWarning, match="pointwise TRADES with it; leave attack out for the distributional method")
 FIGURES = {
     "epoch",
     "loss",
@@ -160,7 +162,8 @@ def test_modes_and_gradients_come_back(digits_classifier):
     model.head.weight.grad = torch.ones_like(model.head.weight)
     art = ProjectedGradientDescent(digits_classifier, eps=0.1, eps_step=0.1, max_iter=1, verbose=False)
     trainer(digits_classifier).fit(X[:64], Y[:64], nb_epochs=1)
-    trainer(digits_classifier, attack=art).fit(X[:64], Y[:64], nb_epochs=1)
+    with POINTWISE:
+        trainer(digits_classifier, attack=art).fit(X[:64], Y[:64], nb_epochs=1)
     adversarial_accuracy(digits_classifier, X[:64], Y[:64], art)
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
@@ -341,7 +344,8 @@ def test_an_attack_of_art_replaces_the_built_in_one(digits_classifier):
     attack = ProjectedGradientDescent(
         digits_classifier, eps=0.1, eps_step=0.05, max_iter=2, num_random_init=1, verbose=False
     )
-    fine_tuning = DistributionalTRADESTrainer(digits_classifier, attack, 6.0, verbose=False)
+    with POINTWISE:
+        fine_tuning = DistributionalTRADESTrainer(digits_classifier, attack, 6.0, verbose=False)
     fine_tuning.fit(X[:64], Y[:64], (X_TEST[:20], Y_TEST[:20]), batch_size=32, nb_epochs=2)
     record = fine_tuning.history[-1]
     assert record["upsilon"] is None
@@ -357,9 +361,10 @@ def test_with_an_attack_it_is_arts_trainer(digits_classifier, monkeypatch):
     monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
     monkeypatch.setattr(np.random, "shuffle", lambda indices: None)
     results = []
-    for cls in (AdversarialTrainerTRADESPyTorch, DistributionalTRADESTrainer):
+    for cls, expected in ((AdversarialTrainerTRADESPyTorch, nullcontext()), (DistributionalTRADESTrainer, POINTWISE)):
         digits_classifier.model.load_state_dict(start)
-        cls(digits_classifier, attack, 6.0).fit(X[:64], Y[:64], None, 32, 2)
+        with expected:
+            cls(digits_classifier, attack, 6.0).fit(X[:64], Y[:64], None, 32, 2)
         results.append(weights(digits_classifier))
     assert not torch.equal(results[0]["head.weight"], start["head.weight"])
     for name, value in results[0].items():

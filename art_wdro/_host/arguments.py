@@ -18,6 +18,10 @@ from art_wdro._storage.files import check_target
 from art_wdro._threat.geometry import GROUND_NORMS
 
 
+class Default(float):
+    """A number as the default of an argument, which can be told from the same number given."""
+
+
 def _refuse(kind: type[Exception], name: str, value: object, allowed: str) -> Exception:
     return kind(f"{name} is {value!r}; allowed is {allowed}")
 

@@ -19,6 +19,8 @@ from art_wdro._storage.arrays import Rows, as_float32, parts, share
 from art_wdro._threat.geometry import clip
 from art_wdro.losses import class_indices
 
+RAW = "; give inputs as they are before the classifier's preprocessing with its bounds, or clip_values=None for none"
+"""What the error says of inputs that leave the box."""
 ROUNDING = 4 * torch.finfo(torch.float32).eps
 """By how much inputs may leave the box, in units of its larger bound: what standardising them rounds away."""
 
@@ -52,11 +54,12 @@ def _as_array(values: Any, name: str) -> np.ndarray:
 
 
 @torch.inference_mode(False)
-def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
+def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x", hint: str = RAW) -> Tensor:
     """Check inputs and return them as a float32 tensor where they lie.
 
     :param x: Array, tensor or nested list, (N, ...), any real dtype.
     :param name: What the errors call it.
+    :param hint: What an error says of inputs outside of clip_values, beside where they are.
     :return: The inputs, detached; NumPy data stays on the host.
     :raises TypeError: If the values are no numbers.
     :raises ValueError: If x is empty, does not fit the classifier, holds NaN or inf, or leaves clip_values; what leaves
@@ -94,8 +97,7 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x") -> Tensor:
         if beyond.any():
             raise ValueError(
                 f"{name} lies in [{tensor.min():.9g}, {tensor.max():.9g}], outside of the classifier's clip_values "
-                f"in [{lower.min():.9g}, {upper.max():.9g}] (first in sample {rows.start + _first(beyond)}); give the "
-                "bounds that the inputs have before the classifier's preprocessing, or clip_values=None for none"
+                f"in [{lower.min():.9g}, {upper.max():.9g}] (first in sample {rows.start + _first(beyond)}){hint}"
             )
         rounded = True
     return tensor if lower is None or upper is None or not rounded else _clipped(data, lower, upper)

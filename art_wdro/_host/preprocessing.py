@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from art.defences.preprocessor.preprocessor import Preprocessor
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor
+
+OPEN = 32
+"""Size of an input's open dimension where preprocessors are tried."""
 
 
 def preprocessing(classifier: PyTorchClassifier, training: bool) -> Callable[[Tensor], Tensor]:
@@ -18,7 +23,8 @@ def preprocessing(classifier: PyTorchClassifier, training: bool) -> Callable[[Te
 
     :param training: Take the preprocessing that ART applies when fitting instead of predicting.
     """
-    if all(map(_is_identity, classifier.preprocessing_operations)):
+    operations = [o for o in classifier.preprocessing_operations if (o.apply_fit if training else o.apply_predict)]
+    if all(map(_is_identity, operations)):
         return lambda x: x
     if not classifier.all_framework_preprocessing:
         return lambda x: _NumPyPreprocessing.apply(x, classifier, training)
@@ -33,6 +39,51 @@ def preprocessing(classifier: PyTorchClassifier, training: bool) -> Callable[[Te
         return prepared
 
     return function
+
+
+def set_operations(classifier: PyTorchClassifier) -> list[Preprocessor]:
+    """Return the preprocessors for fitting that want labels, change them, or change how many samples there are.
+
+    They are tried on two samples, and draw from NumPy's and torch's random states.
+    """
+    clip = classifier.clip_values
+    shape = (2, *(size or OPEN for size in classifier.input_shape))
+    x = np.full(shape, 0.0 if clip is None else np.min(clip[0]), dtype=np.float32)
+    rows = np.eye(2, classifier.nb_classes, dtype=np.float32)
+    return [o for o in classifier.preprocessing_operations if o.apply_fit and _changes_set(o, x, rows)]
+
+
+def applied_to_set(operations: list[Preprocessor], x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Apply preprocessors to inputs, (N, ...), and one-hot labels, (N, K), one after the other."""
+    for operation in operations:
+        x, rows = operation(x, rows)
+    return np.asarray(x, dtype=np.float32), np.asarray(rows)
+
+
+@contextmanager
+def switched_off(operations: list[Preprocessor]) -> Iterator[None]:
+    """Let preprocessors not apply when fitting, for as long as the context lasts."""
+    for operation in operations:
+        operation._apply_fit = False
+    try:
+        yield
+    finally:
+        for operation in operations:
+            operation._apply_fit = True
+
+
+def _changes_set(operation: Preprocessor, x: np.ndarray, rows: np.ndarray) -> bool:
+    if _is_identity(operation):
+        return False
+    try:
+        alone, _ = operation(x.copy(), None)
+    except Exception:
+        alone = None
+    try:
+        moved, labels = operation(x.copy(), rows.copy())
+    except Exception:
+        return False  # it will say so where it is needed
+    return alone is None or len(moved) != len(x) or not np.array_equal(labels, rows)
 
 
 def standardisation(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:

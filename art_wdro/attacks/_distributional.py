@@ -11,6 +11,7 @@ from torch import Tensor
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
+from art_wdro._host.keywords import explains_foreign_keywords
 from art_wdro._ranks import average
 from art_wdro._solvers.balls import attack_in_balls
 from art_wdro._solvers.batches import Samples
@@ -45,6 +46,7 @@ class WassersteinDistributionalAttack(WassersteinAttack):
     max_iter: int
     classes: int
 
+    @explains_foreign_keywords
     @named(*ARTS_ORDER)
     def __init__(
         self,

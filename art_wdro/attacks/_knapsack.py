@@ -12,6 +12,7 @@ from torch import Tensor
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
+from art_wdro._host.keywords import explains_foreign_keywords
 from art_wdro._ranks import all_rows, average
 from art_wdro._solvers.batches import Found, Samples
 from art_wdro._solvers.newton import least_distances
@@ -48,6 +49,7 @@ class WassersteinKnapsack(WassersteinAttack):
     max_iter: int
     search: str
 
+    @explains_foreign_keywords
     @named(*ARTS_ORDER)
     def __init__(
         self,

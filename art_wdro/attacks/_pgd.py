@@ -13,6 +13,7 @@ from torch import Tensor
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
+from art_wdro._host.keywords import explains_foreign_keywords
 from art_wdro._host.precision import PRECISIONS
 from art_wdro._ranks import average
 from art_wdro._solvers.ascent import SCHEDULES, w_pgd
@@ -116,6 +117,7 @@ class WassersteinPGD(WassersteinAscent):
 
     attack_params = [*WassersteinAscent.attack_params, "eps_step", "max_iter", "schedule"]
 
+    @explains_foreign_keywords
     @named(*ARTS_ORDER)
     def __init__(
         self,
@@ -197,6 +199,7 @@ class WassersteinFGM(WassersteinAscent):
 
     eps_step: float | None
 
+    @explains_foreign_keywords
     @named(*ARTS_ORDER)
     def __init__(
         self,

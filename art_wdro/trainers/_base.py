@@ -7,6 +7,7 @@ What a minibatch does, its attack and its loss, is the subclass's.
 from __future__ import annotations
 
 import abc
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,9 +25,11 @@ from tqdm.auto import tqdm
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
-from art_wdro._ranks import apart, everywhere, is_first, shards, together
+from art_wdro._ranks import agreed, apart, everywhere, is_first, shards, together
 from art_wdro._storage import checkpoint as checkpoints
 from art_wdro._storage.checkpoint import described
+from art_wdro.trainers._augmentation import Augmentation
+from art_wdro.trainers._checks import check_optimiser, check_parameters, check_scheduler, check_single_sample
 from art_wdro.trainers._minibatches import Batch, Generated, Minibatches, Shuffled
 from art_wdro.trainers._replicas import synchronised_norms
 from art_wdro.trainers._run import Method, Run, check_ranks
@@ -78,7 +81,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         self, classifier: PyTorchClassifier, attack: EvasionAttack | None, beta: float, common: Common
     ) -> None:
         host.require_pytorch(type(self), classifier)
-        host.require_optimiser(classifier)
+        check_optimiser(classifier)
         if attack is not None and not isinstance(attack, EvasionAttack):
             raise TypeError(f"attack is {attack!r}; allowed is an EvasionAttack of ART or None")
         if attack is not None and attack.targeted:
@@ -116,6 +119,11 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         Under :func:`sharded` all ranks give the same arrays, every minibatch is spread over them, and its budget and
         gradient are those of the whole minibatch.
 
+        Preprocessors of the classifier for fitting that change labels or the number of samples (label smoothing,
+        augmentation, mixup) are applied to the training set once, drawing from `seed`, and what they make is kept in
+        clip_values. Soft labels that they make count in the cross-entropy; everywhere else, and where y holds soft
+        ones, the largest entry does.
+
         Each dict of `history` holds: epoch (from 0), loss, clean_loss, consistency_loss, pointwise_loss
         (None without gamma), train_clean_accuracy and train_adversarial_accuracy (of the minibatches in
         train mode), upsilon (at the end of the epoch), budget_ratio (the p-mean of eps_B over eps, 1 when the
@@ -128,10 +136,11 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         :param y: Labels as indices or one-hot rows; None where x brings them.
         :param validation_data: Pair of inputs and labels, or a data set of torch, to select the epoch on; without it
             the classifier keeps the last epoch's weights.
-        :param batch_size: Samples in a minibatch, on each rank.
+        :param batch_size: Samples in a minibatch, on each rank. A minibatch of one is refused, before the first one
+            trains, where the network does not train on it.
         :param nb_epochs: Number of epochs.
-        :param scheduler: Any learning rate scheduler of torch, stepped after each epoch. ReduceLROnPlateau
-            gets wp_accuracy in mode "max" and the training loss in mode "min".
+        :param scheduler: Any learning rate scheduler of torch for the classifier's optimiser, stepped after each epoch.
+            ReduceLROnPlateau gets wp_accuracy in mode "max" and the training loss in mode "min".
         :param checkpoint: File that holds the state of the run after every epoch: weights, optimiser, scheduler,
             Upsilon, history and random states. If it is there, the run goes on from it, to the same weights bit for bit
             as without the interruption (on a CPU). The file is whole at any moment.
@@ -143,15 +152,19 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         :raises FloatingPointError: If the loss is no longer finite, unless `on_nonfinite` is "skip".
         """
         allowed = "x, y, validation_data, batch_size, nb_epochs, scheduler, checkpoint, drop_last and on_epoch"
-        _refuse_unknown("fit", kwargs, allowed)
+        self._refuse_unknown("fit", kwargs, allowed)
         batch_size = arguments.integer("batch_size", batch_size, 1)
         drop_last = arguments.flag("drop_last", drop_last)
         with together():
             x, y = as_arrays(x, y)
             inputs = as_inputs(self._classifier, x)
             labels = as_labels(self._classifier, y, len(inputs)).to(inputs.device)
-        minibatches = Shuffled(inputs, labels, batch_size, drop_last, arguments.seed(self._common.seed))
-        self._train(minibatches, nb_epochs, scheduler, validation_data, on_epoch, checkpoint)
+            augmentation = Augmentation(self._classifier)
+        seed = agreed(arguments.seed(self._common.seed))
+        inputs, labels = augmentation(inputs, labels, seed)
+        minibatches = Shuffled(inputs, labels, batch_size, drop_last, seed)
+        with augmentation.done():
+            self._train(minibatches, nb_epochs, scheduler, validation_data, on_epoch, checkpoint)
 
     def fit_generator(
         self,
@@ -163,6 +176,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
     ) -> None:
         """Train on the batches of a data generator of ART; everything else is as in :meth:`fit`.
 
+        Preprocessors that change labels or the number of samples are applied to every batch.
+
         `upsilon="resample"` draws from the whole training set, so it needs a `NumpyDataGenerator`.
 
         :param generator: Data generator with a size.
@@ -173,13 +188,15 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         :raises TypeError: If an argument is of the wrong type or unknown.
         :raises FloatingPointError: If the loss is no longer finite.
         """
-        _refuse_unknown("fit_generator", kwargs, "generator, nb_epochs, scheduler and validation_data")
+        self._refuse_unknown("fit_generator", kwargs, "generator, nb_epochs, scheduler and validation_data")
         if not isinstance(generator, DataGenerator):
             raise TypeError(f"generator is {generator!r}; allowed is a DataGenerator of ART")
         if generator.size is None:
             raise ValueError("generator has size None; needed is the number of samples in an epoch")
-        minibatches = Generated(self._classifier, generator, arguments.seed(self._common.seed))
-        self._train(minibatches, nb_epochs, scheduler, validation_data)
+        augmentation = Augmentation(self._classifier)
+        minibatches = Generated(self._classifier, generator, arguments.seed(self._common.seed), augmentation)
+        with augmentation.done():
+            self._train(minibatches, nb_epochs, scheduler, validation_data)
 
     def _train(
         self,
@@ -190,11 +207,14 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
-        nb_epochs = arguments.integer("nb_epochs", nb_epochs, 0)
-        if scheduler is not None and not isinstance(scheduler, LRScheduler):
-            raise TypeError(f"scheduler is {scheduler!r}; allowed is a learning rate scheduler of torch or None")
-        file = None if checkpoint is None else arguments.file("checkpoint", checkpoint)
-        validation = None if validation_data is None else check_validation(self._classifier, validation_data)
+        with together():
+            nb_epochs = arguments.integer("nb_epochs", nb_epochs, 0)
+            check_optimiser(self._classifier)
+            check_parameters(self._classifier)
+            check_scheduler(self._classifier, scheduler)
+            file = None if checkpoint is None else arguments.file("checkpoint", checkpoint)
+            validation = None if validation_data is None else check_validation(self._classifier, validation_data)
+            self._check_smallest(minibatches)
         self.history, self.best_epoch, self.final_state = [], None, None
         updates = Updates(self._classifier, self._common.on_nonfinite == "skip")
         run = Run(self._classifier, minibatches, self._method(updates, minibatches), scheduler)
@@ -227,6 +247,13 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             self.best_epoch = nb_epochs - 1 if run.best is None else run.best_epoch
         if run.best is not None:
             run.set_weights(run.best)
+
+    def _check_smallest(self, minibatches: Minibatches) -> None:
+        """Refuse minibatches of one sample that the network does not train on."""
+        synchronised = self._common.sync_batch_norm and shards() is not None
+        single = None if synchronised else minibatches.single()
+        if single is not None:
+            check_single_sample(self._classifier, *single)
 
     @contextmanager
     def _training(self, updates: Updates) -> Iterator[None]:
@@ -262,7 +289,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         common = {name: value for name, value in vars(self._common).items() if name != "verbose"}
         return {"attack": setting, "beta": self._beta, **common}
 
-
-def _refuse_unknown(function: str, kwargs: dict[str, Any], allowed: str) -> None:
-    if kwargs:
-        raise TypeError(f"{function} got the unknown arguments {sorted(kwargs)}; allowed are {allowed}")
+    def _refuse_unknown(self, function: str, kwargs: dict[str, Any], allowed: str) -> None:
+        if not kwargs:
+            return
+        of_constructor = sorted(kwargs.keys() & inspect.signature(type(self)).parameters.keys())
+        hint = f"; {', '.join(of_constructor)} is for the constructor" if of_constructor else ""
+        raise TypeError(f"{function} got the unknown arguments {sorted(kwargs)}; allowed are {allowed}{hint}")

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
+from art_wdro._host.keywords import explains_foreign_keywords
 from art_wdro._host.precision import PRECISIONS
 from art_wdro._solvers.boundary import boundary
+from art_wdro.trainers._augmentation import indices_of
 from art_wdro.trainers._base import Common, FineTuner
 from art_wdro.trainers._dual import RunningThresholds, dual_accuracy, hinge_loss
 from art_wdro.trainers._minibatches import Minibatches
@@ -53,6 +55,7 @@ class WassersteinMarginTrainer(FineTuner):
     for each sample: Ding et al., MMA training, 2020, arXiv:1812.02637.
     """
 
+    @explains_foreign_keywords
     def __init__(
         self,
         classifier: PyTorchClassifier,
@@ -119,6 +122,7 @@ class DualDescent(Method):
 
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
         """Search the boundary points of a minibatch, and update the network once."""
+        targets, y = y, indices_of(y)
         reach = REACH * max(self._thresholds.values[-1], self._eps)
         with host.evaluating(self._classifier):
             found = boundary(self._logits_of, x, y, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
@@ -129,7 +133,7 @@ class DualDescent(Method):
             loss = hinge_loss(at_boundary, y, found.distances, found.slopes, taus, self._p)
             return self._beta * loss, {"margin_loss": loss, "train_adversarial_accuracy": accuracy}
 
-        return self._updates(y, [x, found.x], outer, where)
+        return self._updates(targets, [x, found.x], outer, where)
 
     def finish_epoch(self) -> dict[str, Any]:
         """Return the threshold of eps at the end of the epoch."""

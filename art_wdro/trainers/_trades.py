@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
+from art_wdro._host.keywords import explains_foreign_keywords
 from art_wdro._host.precision import PRECISIONS
 from art_wdro._host.predictions import labels_for
 from art_wdro._ranks import count
@@ -24,7 +26,9 @@ from art_wdro._solvers.objective import Objective, sensitivity_of
 from art_wdro._storage.checkpoint import described
 from art_wdro._threat.norms import mean_of_sums, merged_sums, power_sums
 from art_wdro._threat.threat import Threat
+from art_wdro.attacks._base import WassersteinAttack
 from art_wdro.losses import PerSampleLoss, attack_objective, predicted
+from art_wdro.trainers._augmentation import indices_of
 from art_wdro.trainers._base import Common, FineTuner
 from art_wdro.trainers._consistency import CONSISTENCIES
 from art_wdro.trainers._minibatches import Batch, Minibatches
@@ -32,6 +36,8 @@ from art_wdro.trainers._run import Method
 from art_wdro.trainers._update import Figures, Updates
 from art_wdro.trainers._upsilon import RunningUpsilon, batch_budget
 
+EPS, P, NORM = arguments.Default(8 / 255), arguments.Default(2), arguments.Default(np.inf)
+"""The threat where neither the user nor an attack names one."""
 ATTACK_LABELS = ("true", "predicted")
 UPSILON_ESTIMATES = ("resample", "streaming")
 
@@ -44,8 +50,8 @@ class DistributionalTRADESTrainer(FineTuner):
 
         CE(f(x), y) + beta C(f(x), f(x')) + gamma C(f(x), f(x'_inf)).
 
-    A drop-in for ART's `AdversarialTrainerTRADESPyTorch(classifier, attack, beta)`: an `attack` given to it
-    replaces the built-in one. With validation data, the epoch with the highest accuracy under (W_p, l_r)
+    A drop-in for ART's `AdversarialTrainerTRADESPyTorch(classifier, attack, beta)` from which `attack` is left out: one
+    given to it replaces the built-in one. With validation data, the epoch with the highest accuracy under (W_p, l_r)
     is kept.
 
     Attributes: `history`, one dict an epoch (see `fit`); `best_epoch`, the epoch whose weights the classifier
@@ -56,14 +62,15 @@ class DistributionalTRADESTrainer(FineTuner):
     says what was decided.
     """
 
+    @explains_foreign_keywords
     def __init__(
         self,
         classifier: PyTorchClassifier,
         attack: EvasionAttack | None = None,
         beta: float = 6.0,
-        eps: float = 8 / 255,
-        p: float = 2,
-        norm: float | str = np.inf,
+        eps: float = EPS,
+        p: float = P,
+        norm: float | str = NORM,
         max_iter: int = 20,
         eta: float = 1.0,
         upsilon: str = "streaming",
@@ -83,8 +90,10 @@ class DistributionalTRADESTrainer(FineTuner):
         """Create the trainer.
 
         :param classifier: A `PyTorchClassifier` with an optimiser, which the trainer uses.
-        :param attack: An evasion attack of ART to use in place of the built-in one; eps, p and norm then
-            describe the validation alone.
+        :param attack: An evasion attack of ART to use in place of the built-in one, which ends the distributional
+            method: an attack that treats every sample on its own makes this pointwise TRADES, and a `UserWarning` says
+            so. eps, p and norm then describe the validation alone; those not given are the attack's, if it has them and
+            they are allowed here, as they are now.
         :param beta: Weight of the consistency term.
         :param eps: Budget of the data set, in input units.
         :param p: Order of the Wasserstein distance, in (1, inf].
@@ -114,8 +123,20 @@ class DistributionalTRADESTrainer(FineTuner):
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
         """
+        eps = _taken(attack, "eps", eps, lambda value: arguments.real("eps", value, 0.0))
+        norm = _taken(attack, "norm", norm, arguments.ground_norm)
+        # the p of other attacks is another thing, as in ART's Wasserstein
+        p = _taken(attack if isinstance(attack, WassersteinAttack) else None, "p", p, arguments.order)
         common = Common(eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm)
         super().__init__(classifier, attack, beta, common)
+        if attack is not None and not (isinstance(attack, WassersteinAttack) and math.isfinite(attack.p)):
+            warnings.warn(
+                f"attack is a {type(attack).__name__}, which attacks every sample on its own: the trainer is pointwise "
+                "TRADES with it; leave attack out for the distributional method. Epochs are selected under W_p and l_r "
+                f"with p = {self._common.p:g}, r = {self._common.norm:g} and eps = {self._common.eps:g}",
+                UserWarning,
+                stacklevel=3,
+            )
         self._gamma = arguments.real("gamma", gamma, 0.0)
         self._eta = arguments.real("eta", eta, 0.0, 1.0, open_low=True)
         self._upsilon = arguments.choice("upsilon", upsilon, UPSILON_ESTIMATES)
@@ -143,6 +164,16 @@ class DistributionalTRADESTrainer(FineTuner):
         return step_lengths(1 / count if self._eps_step is None or eps == 0 else self._eps_step / eps, count)
 
 
+def _taken(attack: EvasionAttack | None, name: str, given: Any, read: Callable[[object], float]) -> Any:
+    """Return an argument as it was given, or where it was not the value of an attack that has an allowed one."""
+    if not isinstance(given, arguments.Default):
+        return given
+    try:
+        return read(getattr(attack, name, given))
+    except (TypeError, ValueError):
+        return given
+
+
 class AlgorithmOne(Method):
     """What Algorithm 1 does with the minibatches of one run."""
 
@@ -168,6 +199,7 @@ class AlgorithmOne(Method):
 
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
         """Attack a minibatch with its share of the budget, and update the network once."""
+        targets, y = y, indices_of(y)
         with host.evaluating(self._classifier):
             batches = [x, self._perturb(x, y)]
             if self._of._gamma > 0:
@@ -182,7 +214,7 @@ class AlgorithmOne(Method):
             figures["train_adversarial_accuracy"] = (predicted(attacked) == y).double().mean()
             return loss, figures
 
-        return self._updates(y, batches, outer, where)
+        return self._updates(targets, batches, outer, where)
 
     def finish_epoch(self) -> dict[str, Any]:
         """Return Upsilon at the end of the epoch, and the p-mean of its budgets over eps."""
@@ -224,7 +256,7 @@ class AlgorithmOne(Method):
 
     def _labelled_sample(self) -> Iterator[Batch]:
         for x, y in self._minibatches.sample(self._of._sample_fraction):
-            x, y = x.to(self._classifier.device), y.to(self._classifier.device)
+            x, y = x.to(self._classifier.device), indices_of(y).to(self._classifier.device)
             yield x, self._labels(x, y)
 
     def _labels(self, x: Tensor, y: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from art_wdro._host import classifier as host
 from art_wdro._ranks import count, ranks, shards, total
+from art_wdro.trainers._augmentation import indices_of
 from art_wdro.trainers._replicas import replicated, share_buffers
 
 log = logging.getLogger("art_wdro")
@@ -55,7 +56,7 @@ class Updates:
     def __call__(self, y: Tensor, batches: Sequence[Tensor], outer: Outer, where: str) -> Figures | None:
         """Take one step of the outer problem.
 
-        :param y: Labels of this rank's part of the minibatch, (n,).
+        :param y: Labels of this rank's part of the minibatch, (n,), or soft targets, (n, K).
         :param batches: The clean inputs, (n, ...), and further ones that `outer` wants.
         :param outer: The loss beside the classifier's cross-entropy on clean inputs.
         :param where: Name of the minibatch, for an error.
@@ -69,7 +70,8 @@ class Updates:
         try:
             with torch.enable_grad():
                 clean, *others = self._forward(*batches)
-                clean_loss = training_loss(self._classifier)(clean, y)
+                targets = y if y.dim() == 1 else y.to(clean.dtype)
+                clean_loss = training_loss(self._classifier)(clean, targets)
                 loss, figures = outer(clean, *others)
                 optimiser.zero_grad()
                 # the replicas' gradients are averaged, whatever share of the minibatch, and of the weights, each has
@@ -87,7 +89,7 @@ class Updates:
             share_buffers(model, shards())
         finally:
             model.eval()
-        accuracy = (clean.argmax(1) == y).double().mean()
+        accuracy = (clean.argmax(1) == indices_of(y)).double().mean()
         figures = {"loss": loss, "clean_loss": clean_loss, **figures, "train_clean_accuracy": accuracy}
         return {name: figure.detach() for name, figure in figures.items()}
 
@@ -117,8 +119,13 @@ def training_loss(classifier: PyTorchClassifier) -> nn.CrossEntropyLoss:
 
 
 def weight_of(classifier: PyTorchClassifier, y: Tensor) -> Tensor:
-    """Return what the mean of :func:`training_loss` divides by: how many labels count, each with its class's weight."""
+    """Return what the mean of :func:`training_loss` divides by: how many labels count, each with its class's weight.
+
+    The mean over soft targets, (n, K), is one over all of them, whatever the weights.
+    """
     own = training_loss(classifier)
+    if y.dim() == 2:
+        return torch.tensor(float(len(y)), device=y.device)
     weights = torch.ones_like(y, dtype=torch.float32) if own.weight is None else own.weight[y]
     return (weights * (y != own.ignore_index)).sum()
 

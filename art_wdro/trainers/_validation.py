@@ -26,7 +26,10 @@ def check_validation(classifier: PyTorchClassifier, data: Any) -> Batch:
     data = as_arrays(data, None) if isinstance(data, (Dataset, DataLoader)) else data
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise ValueError(f"validation_data is a {type(data).__name__}; allowed is a pair of inputs and labels")
-    x = as_inputs(classifier, data[0], "validation_data[0]")
+    hint = "; needed are inputs as they are before the classifier's preprocessing, as for x"
+    x = as_inputs(classifier, data[0], "validation_data[0]", hint)
+    if len(x) == 0:  # which in one process is refused already
+        raise ValueError("validation_data[0] has no samples; needed is at least one, over all ranks")
     y = as_labels(classifier, data[1], len(x), "validation_data[1]").to(x.device)
     if shards() is None:
         return x, y
