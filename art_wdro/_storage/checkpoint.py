@@ -1,118 +1,386 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints: one file, whole or not there, read without running code from it, and refused where it does not fit."""
+"""Checkpoints: one file, whole or not there, read without running code from it, and refused where it does not fit.
+
+A run replaces or removes nothing but what it wrote or went on from itself, and holds that locked while it lasts.
+"""
 
 from __future__ import annotations
 
-import re
+import logging
+import os
+import sys
 import time
-import zlib
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Collection
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO, NoReturn, cast
 
 import torch
 from torch import Tensor
 
-from art_wdro._storage.arrays import Rows, parts
-from art_wdro._storage.files import write_atomically
+from art_wdro._storage.files import beside, write_atomically
+from art_wdro._storage.seals import Seal, Sealing, check_seal, seal_of
 
-FORMAT = 1
+if sys.platform != "win32":
+    import fcntl
+
+FORMAT = 2
 SECONDS = 30.0
 """Least time between two checkpoints of a long computation."""
+COPIED = 2**24
+"""Bytes of a tensor that is read at once; a larger one of an attack is mapped into memory."""
+log = logging.getLogger("art_wdro")
 
 
-def save(file: Path, kind: str, settings: dict[str, Any], content: dict[str, Any]) -> None:
-    """Write a checkpoint: complete, flushed to disk, then renamed to its place.
+def save(
+    file: Path,
+    kind: str,
+    settings: dict[str, Any],
+    content: dict[str, Any],
+    place: Callable[[Path, Path], object] = os.replace,
+) -> None:
+    """Write a checkpoint: complete, sealed, flushed to disk, then put in its place.
 
     :param file: Where it goes.
     :param kind: What it is a checkpoint of.
     :param settings: What must be equal when it is read: numbers, words, and lists and dicts of them.
     :param content: Tensors, numbers, words, and lists and dicts of them.
+    :param place: Puts the complete file, its first argument, in its place.
+    :raises OSError: If it cannot be written; what is there stays.
     """
-    whole = {"format": FORMAT, "kind": kind, "settings": settings, "content": content}
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as stream:  # torch reads more into a name than is there
-            torch.save(whole, stream)
+        with temporary.open("wb") as stream:
+            sealing = Sealing(stream)
+            try:
+                torch.save({"settings": settings, "content": content}, cast(BinaryIO, sealing))
+            except RuntimeError:  # what torch makes of an error of the stream
+                if sealing.error is not None:
+                    raise sealing.error from None
+                raise
+            sealing.finish({"format": FORMAT, "kind": kind, "run": uuid.uuid4().hex})
         try:
             torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
         except UnpicklingError as error:
             raise ValueError(f"checkpoint cannot hold the state of a custom object: {error}") from error
 
-    write_atomically(file, write)
+    try:
+        write_atomically(file, write, place)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            error.errno, f"checkpoint '{file}' cannot be written ({reason}); what was there before is as it was"
+        ) from error
 
 
-def load(file: Path, kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+def check(file: Path, kind: str) -> Seal | None:
+    """Refuse what is there if it is no checkpoint of this kind, without reading its content.
+
+    :param file: The path.
+    :param kind: What it must be a checkpoint of.
+    :return: Its seal, or None if nothing is there.
+    :raises ValueError: If something else is there.
+    """
+    try:
+        if not file.exists():
+            return None
+        if not file.is_file():
+            raise ValueError(f"checkpoint '{file}' is no regular file; give another path")
+        with file.open("rb") as stream:
+            return _seal(file, stream, kind)
+    except OSError as error:
+        raise ValueError(f"checkpoint '{file}' cannot be read ({error.strerror}); give another path") from error
+
+
+def load(
+    file: Path, kind: str, settings: dict[str, Any], later: Collection[str] = (), *, mapped: bool = False
+) -> dict[str, Any] | None:
     """Read a checkpoint, or return None where there is none yet.
 
-    Nothing in the file is executed: torch reads tensors and plain values alone (`weights_only`).
+    Nothing in the file is executed: torch reads tensors and plain values alone (`weights_only`), after all bytes of the
+    file were compared with its digest.
 
     :param file: Where it lies.
     :param kind: What it must be a checkpoint of.
     :param settings: What it must have been made with.
-    :return: Its content, on the host.
+    :param later: Names of further settings that the caller will compare.
+    :param mapped: Whether large tensors are mapped into memory: they must be read before the file can change.
+    :return: Its settings and its content, on the host.
     :raises ValueError: If it is no whole checkpoint, or one of something else; the message says which setting differs.
     """
-    if not file.exists():
+    seal = check(file, kind)
+    if seal is None:
         return None
     try:
-        whole = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with file.open("rb") as stream:
+            check_seal(stream, seal)
+        whole: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
-        raise ValueError(
-            f"checkpoint '{file}' cannot be read ({type(error).__name__}); delete it to begin anew"
-        ) from error
-    if not isinstance(whole, dict) or whole.get("format") != FORMAT or whole.get("kind") != kind:
-        raise ValueError(f"checkpoint '{file}' is not one of {kind}; give another path")
+        raise ValueError(f"checkpoint '{file}' cannot be read ({error}); delete it to begin anew") from error
     if not isinstance(whole.get("settings"), dict) or not isinstance(whole.get("content"), dict):
         raise ValueError(f"checkpoint '{file}' lacks a part; delete it to begin anew")
-    for name in sorted({*settings, *whole["settings"]}):
-        was, now = whole["settings"].get(name), settings.get(name)
-        if was != now:
-            raise ValueError(
-                f"checkpoint '{file}' was made with {name} = {was!r}, and now it is {now!r}; give another path, or "
-                "delete it to begin anew"
-            )
-    content: dict[str, Any] = whole["content"]
-    return content
+    for name in sorted({*settings, *whole["settings"]} - {*later}):
+        compare(file, name, whole["settings"].get(name), settings.get(name))
+    return {"settings": whole["settings"], "content": _read(whole["content"])}
 
 
-def fingerprint(*values: Any) -> int:
-    """Compute a checksum of tensors; anything else that a state dict may hold counts by its text."""
-    checksum = 0
-    for value in values:
-        if not isinstance(value, Tensor):
-            checksum = zlib.crc32(repr(value).encode(), checksum)
-            continue
-        rows = Rows(value.detach()[None] if value.dim() == 0 else value.detach(), torch.device("cpu"))
-        for some in parts(len(rows), rows.at_once(len(rows))):
-            checksum = zlib.crc32(rows[some].contiguous().view(-1).view(torch.uint8).numpy().tobytes(), checksum)
-    return checksum
+def compare(file: Path, name: str, was: object, now: object) -> None:
+    """Refuse a checkpoint that was made with another setting.
+
+    :raises ValueError: If it was; the message names the setting.
+    """
+    if was != now:
+        raise ValueError(
+            f"checkpoint '{file}' was made with {name} = {was!r}, and now it is {now!r}; give another path, or "
+            "delete it to begin anew"
+        )
 
 
-def described(value: object) -> str:
-    """Describe an object in words that another process would use too: without the address that a default repr has."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+def _read(content: Any) -> Any:
+    """Copy all that is small out of a mapped file."""
+    if isinstance(content, Tensor):
+        return content.clone() if content.numel() * content.element_size() <= COPIED else content
+    if isinstance(content, dict):
+        return {name: _read(value) for name, value in content.items()}
+    return [_read(value) for value in content] if isinstance(content, list) else content
 
 
 class Checkpoint:
-    """The checkpoint of one long computation: offered often, written now and then, deleted at the end."""
+    """The checkpoint of one long computation: offered often, written now and then, deleted at the end.
 
-    def __init__(self, file: Path, kind: str, settings: dict[str, Any]) -> None:
-        """Name the file, what it is a checkpoint of, and what must be equal when it is read."""
-        self._file, self._kind, self._settings = file, kind, settings
+    A context, which holds the file that it went on from or wrote last.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        kind: str,
+        settings: dict[str, Any],
+        later: Collection[str] = (),
+        *,
+        mapped: bool = False,
+        writes: bool = True,
+    ) -> None:
+        """Read what is there, before anything is computed.
+
+        :param file: The file.
+        :param kind: What it is a checkpoint of.
+        :param settings: What must be equal when it is read.
+        :param later: Names of the settings that :meth:`require` will bring.
+        :param mapped: Whether large tensors that are read are mapped into memory.
+        :param writes: Whether this process is the one that writes it.
+        :raises ValueError: If something else is there, or it cannot be read, written or is in use.
+        """
+        self._file, self._kind, self._settings = file.resolve(), kind, settings
+        self._held: BinaryIO | None = None
         self._written = time.monotonic()
+        try:
+            self._own = self._take() if writes else None
+            self._saved = load(self._file, kind, settings, later, mapped=mapped)
+            if writes:
+                self._try_writing()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others use the file."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def load(self) -> dict[str, Any] | None:
-        """Return what was saved last, or None."""
-        return load(self._file, self._kind, self._settings)
+        """Return what an earlier run saved last, or None."""
+        return None if self._saved is None else self._saved["content"]
+
+    def require(self, name: str, value: Any) -> None:
+        """Bring a setting that was not known before.
+
+        :raises ValueError: If what was read was made with another one.
+        """
+        if self._saved is not None:
+            compare(self._file, name, self._saved["settings"].get(name), value)
+        self._settings = {**self._settings, name: value}
 
     def offer(self, content: Callable[[], dict[str, Any]]) -> None:
         """Save the content, if the last time is long enough ago."""
         if time.monotonic() - self._written >= SECONDS:
-            save(self._file, self._kind, self._settings, content())
-            self._written = time.monotonic()
+            self.save(content())
+
+    def save(self, content: dict[str, Any]) -> None:
+        """Save the content.
+
+        :raises ValueError: If what lies there is not what this run put there.
+        :raises OSError: If it cannot be written.
+        """
+        self._saved = None
+        self._check_own()
+        save(self._file, self._kind, self._settings, content, self._place)
+        self._written = time.monotonic()
 
     def finish(self) -> None:
-        """Delete the file."""
-        self._file.unlink(missing_ok=True)
+        """Delete the file; what this run did not put there stays, and the log says so."""
+        try:
+            if self._own is None and not self._file.exists():
+                return
+            if self._found() == self._own:
+                self._file.unlink(missing_ok=True)
+                return
+            reason = "it is not this run's"
+        except OSError as error:
+            reason = str(error.strerror)
+        log.warning("'%s', where the checkpoint was to be, stays there: %s", self._file, reason)
+
+    def _check_own(self) -> None:
+        """Refuse to write over what this run did not put there.
+
+        :raises ValueError: If something else lies there.
+        """
+        there = self._file.exists() or self._file.is_symlink()
+        if there and (self._own is None or self._found() != self._own):
+            _refuse_changed(self._file)
+
+    def _found(self) -> Seal | None:
+        """Return the seal of what lies there now, None if it has none."""
+        if not self._file.is_file():
+            return None
+        with self._file.open("rb") as stream:
+            return seal_of(stream)
+
+    def _take(self) -> Seal | None:
+        """Hold what is there, so that no other run goes on from it, and return its seal."""
+        while check(self._file, self._kind) is not None:
+            try:
+                stream = self._file.open("rb")
+            except FileNotFoundError:
+                continue
+            if not _lock(stream):
+                stream.close()
+                raise ValueError(f"checkpoint '{self._file}' is in use by a run that is not done; give another path")
+            self._held, before = stream, self._held
+            if before is not None:
+                before.close()
+            try:
+                if os.path.samestat(os.fstat(stream.fileno()), self._file.stat()):
+                    return _seal(self._file, stream, self._kind)
+            except FileNotFoundError:
+                pass  # another run has just replaced or deleted it
+        self.close()
+        return None
+
+    def _try_writing(self) -> None:
+        """Refuse a place where no file can be made.
+
+        :raises ValueError: If there is none.
+        """
+        folder = self._file.parent
+        try:
+            while not folder.exists():
+                folder = folder.parent
+            with beside(folder / self._file.name):
+                pass
+        except OSError as error:
+            reason = error.strerror
+            raise ValueError(f"checkpoint '{self._file}' cannot be written ({reason}); give another path") from error
+
+    def _place(self, temporary: Path, file: Path) -> None:
+        """Put a complete checkpoint in its place, unless something else than this run's own lies there.
+
+        :raises ValueError: If it does.
+        """
+        stream = temporary.open("rb")
+        try:
+            _lock(stream)
+            seal = seal_of(stream)
+            self._check_own()
+            if file.exists():
+                os.replace(temporary, file)
+            else:
+                _put(temporary, file)
+        except BaseException:
+            stream.close()
+            raise
+        self.close()
+        self._held, self._own = stream, seal
+
+
+def _seal(file: Path, stream: BinaryIO, kind: str) -> Seal:
+    """Read the seal of a checkpoint.
+
+    :raises ValueError: If it has none, or one of another format or kind.
+    """
+    seal = seal_of(stream)
+    if seal is None:
+        _refuse_unsealed(file, kind)
+    elif seal.marks.get("format") != FORMAT:
+        _refuse_format(file, seal.marks.get("format"))
+    elif seal.marks.get("kind") != kind:
+        raise ValueError(f"checkpoint '{file}' is not one of {kind}; give another path")
+    return seal
+
+
+def _refuse_unsealed(file: Path, kind: str) -> NoReturn:
+    """Say what a file without a seal is: a checkpoint of format 1, something else that torch reads, or unknown."""
+    try:
+        whole = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever torch makes of a file that it did not write
+        whole = None
+    names = whole.keys() if isinstance(whole, dict) else set()
+    if names == {"format", "kind", "settings", "content"}:
+        _refuse_format(file, whole["format"])
+    if whole is None or names == {"settings", "content"}:
+        raise ValueError(
+            f"checkpoint '{file}' cannot be read (it is cut off or damaged, or no checkpoint: then give another path); "
+            "delete it to begin anew"
+        )
+    raise ValueError(f"checkpoint '{file}' is not one of {kind}; give another path")
+
+
+def _refuse_changed(file: Path) -> NoReturn:
+    raise ValueError(
+        f"checkpoint '{file}' is not this run's any more: something else was put there, which stays; move it away, or "
+        "give another path"
+    )
+
+
+def _refuse_format(file: Path, number: object) -> NoReturn:
+    raise ValueError(
+        f"checkpoint '{file}' has the format {number}, and this version reads the format {FORMAT} alone; finish it "
+        "with the version that wrote it, or delete it to begin anew"
+    )
+
+
+def _lock(stream: BinaryIO) -> bool:
+    """Hold a file until the stream is closed or the process ends; tell whether no other one holds it."""
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks: two runs are told apart when they write
+    return True
+
+
+def _put(temporary: Path, file: Path) -> None:
+    """Put a file where none is.
+
+    :raises ValueError: If one has appeared there.
+    """
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        _refuse_changed(file)
+    except OSError:  # a file system without links
+        if file.exists():
+            _refuse_changed(file)
+        os.replace(temporary, file)

@@ -16,7 +16,7 @@ from torch import Tensor
 from art_wdro._host.inputs import as_inputs, as_labels
 from art_wdro._ranks import agreed, mine, ranks
 from art_wdro._storage.arrays import Rows
-from art_wdro._storage.checkpoint import fingerprint
+from art_wdro._storage.digests import fingerprint
 
 Batch = tuple[Tensor, Tensor]
 """Inputs (n, ...) and class indices (n,), on any device."""
