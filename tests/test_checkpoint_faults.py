@@ -55,10 +55,11 @@ def interrupted(name, problem, file, labelled=True):
 
 
 def runs(problem, digits_classifier, file):
-    """Whatever takes a checkpoint, with the network whose passes tell whether something was computed."""
-    for attack in ATTACKS.values():
+    """Whatever takes a checkpoint, by name, with its classifier."""
+    for name, attack in ATTACKS.items():
         for labels in (problem.y, None):
             yield (
+                name,
                 problem.classifier,
                 lambda a=attack, y=labels: a(problem.classifier).generate(problem.x, y, checkpoint=file),
             )
@@ -567,9 +568,10 @@ def test_preprocessing_that_differs_in_the_middle_is_refused(tmp_path):
         torch.manual_seed(0)
         model = DigitsNetwork()
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-        shift = middle(number)[:64].reshape(8, 8) if number is None else np.full((1, 8, 8), 0.0, np.float32)
+        shift = np.zeros((1, 8, 8), np.float32)
         shift[0, 4, 4] = number
-        classifier = make_classifier(model, (1, 8, 8), 10, optimizer=optimiser, preprocessing=(shift, 1.0))
+        preprocessing = (shift, np.ones_like(shift))
+        classifier = make_classifier(model, (1, 8, 8), 10, optimizer=optimiser, preprocessing=preprocessing)
         trainer(classifier).fit(**DATA, checkpoint=tmp_path / "run.ckpt")
 
     fit(0.1)

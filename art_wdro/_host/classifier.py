@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from art.attacks.attack import Attack
+from art.defences.preprocessor.preprocessor import Preprocessor
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor, nn
@@ -230,6 +231,9 @@ def _stand_in(classifier: PyTorchClassifier) -> StandIn:
             return known[id(value)]
         if isinstance(value, PyTorchClassifier):
             return identity(value, fixed=id(network(value)) not in known)
+        if isinstance(value, Preprocessor):
+            # what ART computes in the first call is left out
+            return [type(value), {k: v for k, v in vars(value).items() if not k.startswith("_broadcastable_")}]
         if isinstance(value, Attack):
             names = {*value.attack_params}
             if type(value).__module__.partition(".")[0] not in ("art", "art_wdro"):

@@ -229,10 +229,10 @@ class Checkpoint:
     def finish(self) -> None:
         """Delete the file; what this run did not put there stays, and the log says so."""
         try:
-            if self._own is None and not self._file.exists():
+            if not (self._file.exists() or self._file.is_symlink()):
                 return
-            if self._found() == self._own:
-                self._file.unlink(missing_ok=True)
+            if self._own is not None and self._found() == self._own:
+                self._file.unlink()
                 return
             reason = "it is not this run's"
         except OSError as error:

@@ -30,6 +30,8 @@ SHOWN = 160
 """Most characters of a description; of a longer one the beginning and a digest are shown."""
 FEW = 3
 """Most numbers of an array that are shown beside its digest."""
+POINTER = 8
+"""Bytes of an address."""
 NUMBERS_AND_WORDS = (int, float, complex, str, bytes)
 PLAIN = (*NUMBERS_AND_WORDS, bool, type(None), type(Ellipsis), type(NotImplemented), range)
 MOVING = {
@@ -153,10 +155,15 @@ class _Describer:
         if self._loose:
             del self._met[id(value)]  # it may be met again where all of it counts
             return self.of(kind)
-        slots = [name for base in kind.__mro__ for name in _slots(base) if hasattr(value, name)]
-        usual = "__reduce__" not in _defined(kind) and "__reduce_ex__" not in _defined(kind)
+        slots = [name for base in kind.__mro__ for name in _slots(base)]
+        # memory beyond attributes, of a class that is not written in Python
+        hidden = kind.__basicsize__ > object.__basicsize__ + POINTER * (len(slots) + 2)
+        usual = not hidden and _defined(kind).isdisjoint(("__reduce__", "__reduce_ex__"))
         if usual and (hasattr(value, "__dict__") or slots):
-            held = {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
+            held = {
+                **{name: getattr(value, name) for name in slots if hasattr(value, name)},
+                **getattr(value, "__dict__", {}),
+            }
             return self.of(kind) + self.named(held.items())
         try:
             reduced = value.__reduce_ex__(2)
