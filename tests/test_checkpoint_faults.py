@@ -21,7 +21,7 @@ from torch.optim import lr_scheduler
 from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, WassersteinMarginTrainer, WassersteinPGD
 from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.resumed import check_found, check_iterate
-from art_wdro._storage import checkpoint
+from art_wdro._storage import checkpoint, claims
 from art_wdro._storage.descriptions import described
 from tests.conftest import DigitsNetwork, digits, linear_problem, make_classifier
 from tests.test_checkpoint import ROOT, InterruptError, assert_same, interrupted_after, trainer
@@ -670,6 +670,6 @@ def test_a_folder_that_takes_no_file_is_refused(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "beside", full)
+    monkeypatch.setattr(claims, "beside", full)
     with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\); give another path"):
         checkpoint.Checkpoint(tmp_path / "run.ckpt", "kind", {})

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Checkpoints: one file, whole or not there, read without running code from it, and refused where it does not fit.
 
-A run replaces or removes nothing but what it wrote or went on from itself, and holds that locked while it lasts.
+What they hold besides is in `seals.py`, who may write them in `claims.py`, and what they compare in `descriptions.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 import uuid
 from collections.abc import Callable, Collection
@@ -20,11 +19,9 @@ from typing import Any, BinaryIO, NoReturn, cast
 import torch
 from torch import Tensor
 
-from art_wdro._storage.files import beside, write_atomically
+from art_wdro._storage.claims import Claim
+from art_wdro._storage.files import write_atomically
 from art_wdro._storage.seals import Seal, Sealing, check_seal, seal_of
-
-if sys.platform != "win32":
-    import fcntl
 
 FORMAT = 2
 SECONDS = 30.0
@@ -123,7 +120,7 @@ def load(
         raise ValueError(f"checkpoint '{file}' lacks a part; delete it to begin anew")
     for name in sorted({*settings, *whole["settings"]} - {*later}):
         compare(file, name, whole["settings"].get(name), settings.get(name))
-    return {"settings": whole["settings"], "content": _read(whole["content"])}
+    return {"settings": whole["settings"], "content": _read(whole["content"]) if mapped else whole["content"]}
 
 
 def compare(file: Path, name: str, was: object, now: object) -> None:
@@ -150,7 +147,7 @@ def _read(content: Any) -> Any:
 class Checkpoint:
     """The checkpoint of one long computation: offered often, written now and then, deleted at the end.
 
-    A context, which holds the file that it went on from or wrote last.
+    A context, which holds the file that it went on from or wrote last against other runs.
     """
 
     def __init__(
@@ -173,14 +170,15 @@ class Checkpoint:
         :param writes: Whether this process is the one that writes it.
         :raises ValueError: If something else is there, or it cannot be read, written or is in use.
         """
-        self._file, self._kind, self._settings = file.resolve(), kind, settings
-        self._held: BinaryIO | None = None
+        self._file, self._kind, self._settings = file.resolve(), kind, settings  # a link stays, and leads to it
+        self._claim = Claim(self._file)
         self._written = time.monotonic()
         try:
-            self._own = self._take() if writes else None
+            if writes:
+                self._claim.take(lambda: check(self._file, kind))
             self._saved = load(self._file, kind, settings, later, mapped=mapped)
             if writes:
-                self._try_writing()
+                self._claim.try_writing()
         except BaseException:
             self.close()
             raise
@@ -193,9 +191,7 @@ class Checkpoint:
 
     def close(self) -> None:
         """Let others use the file."""
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+        self._claim.release()
 
     def load(self) -> dict[str, Any] | None:
         """Return what an earlier run saved last, or None."""
@@ -222,94 +218,19 @@ class Checkpoint:
         :raises OSError: If it cannot be written.
         """
         self._saved = None
-        self._check_own()
-        save(self._file, self._kind, self._settings, content, self._place)
+        self._claim.check()
+        save(self._file, self._kind, self._settings, content, self._claim.place)
         self._written = time.monotonic()
 
     def finish(self) -> None:
         """Delete the file; what this run did not put there stays, and the log says so."""
         try:
-            if not (self._file.exists() or self._file.is_symlink()):
-                return
-            if self._own is not None and self._found() == self._own:
-                self._file.unlink()
+            if self._claim.remove():
                 return
             reason = "it is not this run's"
         except OSError as error:
             reason = str(error.strerror)
         log.warning("'%s', where the checkpoint was to be, stays there: %s", self._file, reason)
-
-    def _check_own(self) -> None:
-        """Refuse to write over what this run did not put there.
-
-        :raises ValueError: If something else lies there.
-        """
-        there = self._file.exists() or self._file.is_symlink()
-        if there and (self._own is None or self._found() != self._own):
-            _refuse_changed(self._file)
-
-    def _found(self) -> Seal | None:
-        """Return the seal of what lies there now, None if it has none."""
-        if not self._file.is_file():
-            return None
-        with self._file.open("rb") as stream:
-            return seal_of(stream)
-
-    def _take(self) -> Seal | None:
-        """Hold what is there, so that no other run goes on from it, and return its seal."""
-        while check(self._file, self._kind) is not None:
-            try:
-                stream = self._file.open("rb")
-            except FileNotFoundError:
-                continue
-            if not _lock(stream):
-                stream.close()
-                raise ValueError(f"checkpoint '{self._file}' is in use by a run that is not done; give another path")
-            self._held, before = stream, self._held
-            if before is not None:
-                before.close()
-            try:
-                if os.path.samestat(os.fstat(stream.fileno()), self._file.stat()):
-                    return _seal(self._file, stream, self._kind)
-            except FileNotFoundError:
-                pass  # another run has just replaced or deleted it
-        self.close()
-        return None
-
-    def _try_writing(self) -> None:
-        """Refuse a place where no file can be made.
-
-        :raises ValueError: If there is none.
-        """
-        folder = self._file.parent
-        try:
-            while not folder.exists():
-                folder = folder.parent
-            with beside(folder / self._file.name):
-                pass
-        except OSError as error:
-            reason = error.strerror
-            raise ValueError(f"checkpoint '{self._file}' cannot be written ({reason}); give another path") from error
-
-    def _place(self, temporary: Path, file: Path) -> None:
-        """Put a complete checkpoint in its place, unless something else than this run's own lies there.
-
-        :raises ValueError: If it does.
-        """
-        stream = temporary.open("rb")
-        try:
-            _lock(stream)
-            seal = seal_of(stream)
-            self._check_own()
-            if file.exists():
-                os.replace(temporary, file)
-            else:
-                _put(temporary, file)
-        except BaseException:
-            stream.close()
-            raise
-        self.close()
-        self._held, self._own = stream, seal
 
 
 def _seal(file: Path, stream: BinaryIO, kind: str) -> Seal:
@@ -344,43 +265,8 @@ def _refuse_unsealed(file: Path, kind: str) -> NoReturn:
     raise ValueError(f"checkpoint '{file}' is not one of {kind}; give another path")
 
 
-def _refuse_changed(file: Path) -> NoReturn:
-    raise ValueError(
-        f"checkpoint '{file}' is not this run's any more: something else was put there, which stays; move it away, or "
-        "give another path"
-    )
-
-
 def _refuse_format(file: Path, number: object) -> NoReturn:
     raise ValueError(
         f"checkpoint '{file}' has the format {number}, and this version reads the format {FORMAT} alone; finish it "
         "with the version that wrote it, or delete it to begin anew"
     )
-
-
-def _lock(stream: BinaryIO) -> bool:
-    """Hold a file until the stream is closed or the process ends; tell whether no other one holds it."""
-    if sys.platform == "win32":
-        return True
-    try:
-        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks: two runs are told apart when they write
-    return True
-
-
-def _put(temporary: Path, file: Path) -> None:
-    """Put a file where none is.
-
-    :raises ValueError: If one has appeared there.
-    """
-    try:
-        os.link(temporary, file)
-    except FileExistsError:
-        _refuse_changed(file)
-    except OSError:  # a file system without links
-        if file.exists():
-            _refuse_changed(file)
-        os.replace(temporary, file)
