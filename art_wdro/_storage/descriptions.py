@@ -72,6 +72,10 @@ def described_network(network: nn.Module, attributes: bool) -> str:
     found = [repr(network)]
     for module in network.modules():
         found.append(loosely.of(type(module)))
+        left_out = {*getattr(module, "_non_persistent_buffers_set", ())}  # of the weights
+        found += [
+            f"{name}={loosely.of(held)}" for name, held in module.named_buffers(recurse=False) if name in left_out
+        ]
         code = getattr(module, "code", None)
         if isinstance(code, str):  # traced or scripted
             found.append(code)
