@@ -22,7 +22,7 @@ from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, Wasserste
 from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.resumed import check_found, check_iterate
 from art_wdro._storage import checkpoint, claims
-from art_wdro._storage.descriptions import described
+from art_wdro._storage.descriptions import described, described_network
 from tests.conftest import DigitsNetwork, digits, linear_problem, make_classifier
 from tests.test_checkpoint import ROOT, InterruptError, assert_same, interrupted_after, trainer
 
@@ -506,6 +506,34 @@ def test_values_are_told_by_all_that_they_hold(name):
         assert described(copy.deepcopy(one)) == described(one)
 
 
+def networks():
+    """Networks of every kind, each with another one that does something else with the same weights."""
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+    other = copy.deepcopy(linear)
+    with torch.no_grad():
+        other[1].bias[3] += 1.0
+    shifted = [copy.deepcopy(linear) for _ in range(2)]
+    for number, network in enumerate(shifted):
+        network.register_buffer("shift", torch.tensor(float(number)), persistent=False)
+    tempered = [copy.deepcopy(linear) for _ in range(2)]
+    tempered[1].temperature = 2.0
+    yield "frozen", *(torch.jit.freeze(torch.jit.script(network)) for network in (linear, other))
+    yield (
+        "graph",
+        *(torch.fx.symbolic_trace(network) for network in (linear, torch.nn.Sequential(*linear, torch.nn.ReLU()))),
+    )
+    yield "buffer", *shifted
+    yield "attribute", *tempered
+    yield "compiled", torch.compile(linear), torch.compile(torch.nn.Sequential(*linear, torch.nn.ReLU()))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_networks_are_told_apart():
+    for name, one, other in networks():
+        assert described_network(one, attributes=True) == described_network(one, attributes=True), name
+        assert described_network(one, attributes=True) != described_network(other, attributes=True), name
+
+
 GLOBAL = 1.0
 
 
@@ -525,11 +553,14 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path, problem):
 
 
 DESCRIBED = """
+import torch
 from art_wdro._storage.descriptions import described
 from tests import test_checkpoint_faults as faults
 for name, pair in faults.PAIRS.items():
     print(name, *map(described, pair))
 print(described(faults.DigitsNetwork), described({"a", "b", "c", 1}))
+torch.manual_seed(0)
+print([faults.described_network(network, True) for _, *pair in faults.networks() for network in pair])
 """
 
 

@@ -77,9 +77,11 @@ def described_network(network: nn.Module, attributes: bool) -> str:
             f"{name}={loosely.of(held)}" for name, held in module.named_buffers(recurse=False) if name in left_out
         ]
         code = getattr(module, "code", None)
-        if isinstance(code, str):  # traced or scripted
+        if isinstance(module, torch.jit.ScriptModule):
+            found.append(_script(module))
+        elif isinstance(code, str):  # a traced graph
             found.append(code)
-        elif attributes:
+        elif attributes and not hasattr(module, "_orig_mod"):  # a compiled one has the module itself inside
             found += [f"{name}={loosely.of(held)}" for name, held in _extra(module)]
     return digest_of_text("\n".join(found))
 
@@ -187,7 +189,7 @@ class _Describer:
     def module(self, value: nn.Module) -> str:
         """Describe a module: its class, its own state, its modules, and its further attributes."""
         if isinstance(value, torch.jit.ScriptModule):
-            code = digest_of_text(str(value.code_with_constants))
+            code = digest_of_text(", ".join(map(_script, value.modules())))
             return f"{value.original_name}({code}, {fingerprint(*value.parameters(), *value.buffers())})"
         state = itertools.chain(value.named_parameters(recurse=False), value.named_buffers(recurse=False))
         return self.of(type(value)) + self.named([*state, *value.named_children(), *_extra(value)])
@@ -272,6 +274,14 @@ COMPOUND: list[tuple[Any, Way]] = [
 def _extra(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield what a module holds besides parameters, buffers, modules, mode and hooks."""
     return ((name, value) for name, value in sorted(vars(module).items()) if name not in OWN)
+
+
+def _script(module: Any) -> str:
+    """Describe what a scripted module computes: its code, and the constants that freezing made of its weights."""
+    if not hasattr(module, "code_with_constants"):
+        return ""  # it has no forward
+    code, constants = module.code_with_constants
+    return f"{code}{_Describer(lambda value: value, loose=True).of(constants.const_mapping)}"
 
 
 def _cells(function: types.FunctionType) -> list[Any]:
