@@ -146,8 +146,7 @@ def test_a_checkpoint_that_lacks_a_part_changes_nothing(digits_classifier, tmp_p
     trainer(digits_classifier).fit(**given)
     whole = torch.load(file, weights_only=True)
     del whole["content"][part]
-    with file.open("wb") as stream:
-        torch.save(whole, stream)
+    checkpoint.save(file, "DistributionalTRADESTrainer", **whole)
     with torch.no_grad():
         digits_classifier.model.head.weight.add_(1.0)
     weights = {k: v.clone() for k, v in digits_classifier.model.state_dict().items()}
@@ -179,6 +178,10 @@ def test_what_is_no_whole_checkpoint_is_refused(digits_classifier, tmp_path, mon
     assert not Path("opened-a-pickle").exists()
     torch.save(digits_classifier.model.state_dict(), file)
     with pytest.raises(ValueError, match="is not one of DistributionalTRADESTrainer; give another path"):
+        trainer(digits_classifier).fit(**given)
+    old = {"format": 1, "kind": "DistributionalTRADESTrainer", "settings": {}, "content": {}}
+    torch.save(old, file)
+    with pytest.raises(ValueError, match="has the format 1, and this version reads the format 2 alone"):
         trainer(digits_classifier).fit(**given)
     with pytest.raises(ValueError, match=r"checkpoint is '.*', where no file can be written"):
         trainer(digits_classifier).fit(**given | {"checkpoint": tmp_path})

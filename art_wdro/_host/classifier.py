@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from art.attacks.attack import Attack
+from art.defences.preprocessor.preprocessor import Preprocessor
 from art.estimators.certification.randomized_smoothing.randomized_smoothing import RandomizedSmoothingMixin
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
@@ -27,7 +29,7 @@ from art_wdro._host.outputs import logits_in, number_format
 from art_wdro._host.precision import in_precision
 from art_wdro._host.preprocessing import preprocessing
 from art_wdro._storage.arrays import Rows, parts
-from art_wdro._storage.checkpoint import described, fingerprint
+from art_wdro._storage.descriptions import StandIn, described, described_network
 
 LogitsOf = Callable[[Tensor], Tensor]
 """Maps raw inputs (N, ...) to logits (N, K), differentiably."""
@@ -240,16 +242,73 @@ def _bound(value: np.ndarray, shape: tuple[int | None, ...]) -> Tensor:
     return tensor
 
 
-def identity(classifier: PyTorchClassifier) -> dict[str, Any]:
-    """Describe what a classifier does to its inputs, weights apart, in plain values."""
-    clip, loss = classifier.clip_values, classifier.loss
-    held = [*loss.state_dict().values(), getattr(loss, "label_smoothing", 0.0)] if isinstance(loss, nn.Module) else []
-    return {
-        "loss of the classifier": [described(loss), fingerprint(*held)],
-        "network": fingerprint(repr(network(classifier))),
-        "preprocessing": [described(operation) for operation in classifier.preprocessing_operations],
+def identity(classifier: PyTorchClassifier, *, fixed: bool) -> dict[str, Any]:
+    """Describe what a classifier does to its inputs in plain values.
+
+    :param classifier: The classifier.
+    :param fixed: Whether weights, and plain attributes of the network, count: not where training changes them.
+    :raises ValueError: If a part of it cannot be compared.
+    """
+    clip, steps = classifier.clip_values, enumerate(classifier.preprocessing_operations)
+    model = network(classifier)
+    held = described_parts(classifier, {"loss of the classifier": classifier.loss})
+    operations = described_parts(
+        classifier, {f"preprocessing step {number} of the classifier": step for number, step in steps}
+    )
+    return held | {
+        "network": described_network(model, attributes=fixed),
+        "preprocessing": list(operations.values()),
         "clip_values": None if clip is None else [np.asarray(bound, dtype=float).tolist() for bound in clip],
+        "weights": [
+            [name, list(getattr(values, "shape", ())), described(values) if fixed else ""]
+            for name, values in model.state_dict().items()
+        ],
     }
+
+
+def described_parts(classifier: PyTorchClassifier, values: dict[str, Any]) -> dict[str, str]:
+    """Describe what belongs to a run beside a classifier; where it holds the classifier itself, that is not described.
+
+    :param classifier: The classifier that is attacked or trained.
+    :param values: Values by the names that errors give them.
+    :raises ValueError: If one cannot be compared with that of another run.
+    """
+    found = {}
+    for name, value in values.items():
+        try:
+            found[name] = described(value, _stand_in(classifier))
+        except ValueError as error:
+            raise ValueError(
+                f"{name} is {value!r}, and {error}; allowed with a checkpoint, or over ranks, are functions, modules "
+                "and objects of plain attributes"
+            ) from error
+    return found
+
+
+def _stand_in(classifier: PyTorchClassifier) -> StandIn:
+    """Return what is described in the place of a value: parts of the classifier by name, of ART what defines it."""
+    parts_of = {"the classifier": classifier, "the network": classifier.model, "the model": classifier._model}
+    parts_of |= {} if classifier.optimizer is None else {"the optimiser": classifier.optimizer}
+    known = {id(part): name for name, part in parts_of.items()}
+
+    def stand_in(value: Any) -> Any:
+        if id(value) in known:
+            return known[id(value)]
+        if isinstance(value, PyTorchClassifier):
+            return identity(value, fixed=id(network(value)) not in known)
+        if isinstance(value, Preprocessor):
+            # what ART computes in the first call is left out
+            return [type(value), {k: v for k, v in vars(value).items() if not k.startswith("_broadcastable_")}]
+        if isinstance(value, Attack):
+            names = {*value.attack_params}
+            if type(value).__module__.partition(".")[0] not in ("art", "art_wdro"):
+                # others may not list all of their parameters; what an attack leaves behind ends in an underscore
+                names |= {name for name in vars(value) if name.strip("_") == name}
+            held = {name: getattr(value, name, None) for name in sorted(names - {"verbose", "summary_writer"})}
+            return ["attack", type(value), held, value.estimator]
+        return value
+
+    return stand_in
 
 
 def batches_of(classifier: PyTorchClassifier, batch_size: int, *arrays: Tensor) -> Iterator[tuple[Any, ...]]:

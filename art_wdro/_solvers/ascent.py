@@ -20,6 +20,7 @@ from torch import Tensor
 from art_wdro._solvers.batches import Bar, LogitsOf, Samples, owning, silent
 from art_wdro._solvers.iterate import Best, Iterate
 from art_wdro._solvers.objective import Objective, Value
+from art_wdro._solvers.resumed import check_iterate
 from art_wdro._storage.arrays import Rows, Some, parts, staged
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.geometry import sample_lengths
@@ -178,6 +179,8 @@ def ascend(
     run = _Run(objective, samples, threat, keep_best, on_gradient)
     run.eps = run.upsilon if callable(budget) else torch.full_like(run.upsilon, budget)
     saved = None if checkpoint is None else checkpoint.load()
+    if saved is not None:
+        check_iterate(saved, samples, threat.p, threat.r, None if callable(budget) else float(run.eps))
     done = 0 if saved is None else run.set_state(saved)
     for step, relative_step in enumerate(steps):
         if step < done:

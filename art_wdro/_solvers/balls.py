@@ -14,6 +14,7 @@ from torch import Tensor
 
 from art_wdro._solvers.batches import Bar, Found, LogitsOf, Samples, search_in_batches, silent
 from art_wdro._solvers.margins import Margins, cosine
+from art_wdro._solvers.resumed import check_found
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.geometry import displace
 from art_wdro._threat.norms import per_sample
@@ -54,6 +55,9 @@ def attack_in_balls(
         own.run(radius, max_iter, classes)
         return own.found(own.best, own.largest > 0)
 
+    saved = None if checkpoint is None else checkpoint.load()
+    if saved is not None:
+        check_found(saved, samples, r, radius)
     return search_in_batches(search, logits_of, samples, r, checkpoint=checkpoint, bar=bar)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from art_wdro._solvers.resumed import check_found
 from art_wdro._storage.arrays import Rows, parts, staged
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.threat import Box
@@ -123,6 +124,7 @@ def search_in_batches(
     chosen = standing_samples(logits_of, data, samples.labels, size)
     saved = None if checkpoint is None else checkpoint.load()
     if saved is not None:
+        check_found(saved, samples, r)
         done, gradients, distances = saved["done"], saved["gradients"], saved["distances"].to(distances)
         chosen = saved["chosen"].to(chosen)  # a near-tie may change sides on another machine
         points.fill(saved["points"])

@@ -5,35 +5,47 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 NAME_LENGTH = 255
 """Bytes in the name of a directory, at most, on the file systems in use."""
+STEM = 32
+"""Most characters of a file's name in that of the temporary file beside it, so that a long one fits there too."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], object], place: Callable[[Path, Path], object] = os.replace
+) -> None:
     """Let `write` make a file, and put it in place only when it is complete.
 
     :param path: Where the file goes; its directory is made if need be.
     :param write: Writes to the path that it is given, which has the same ending.
+    :param place: Puts the complete file, its first argument, in its place.
     """
     path = path.resolve()  # a link keeps pointing where it points
     if path.exists() and not path.is_file():
         write(path)  # a pipe or a device cannot be replaced
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with beside(path) as temporary:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(path.stat().st_mode if path.exists() else 0o666 & ~_umask())
-        temporary.replace(path)
+        place(temporary, path)
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Make an empty file beside a path, and remove it if it is still there afterwards."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:STEM]}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(name)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
 
 
 def check_target(path: Path, name: str) -> None:

@@ -10,6 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -30,10 +31,14 @@ from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
 from art_wdro._host.predictions import labels_for
 from art_wdro._ranks import count, is_first, shards, together
 from art_wdro._solvers.batches import Samples
+from art_wdro._storage import checkpoint as checkpoints
 from art_wdro._storage.arrays import placed
-from art_wdro._storage.checkpoint import Checkpoint, described, fingerprint
+from art_wdro._storage.checkpoint import Checkpoint
+from art_wdro._storage.digests import fingerprint
 from art_wdro._threat.threat import Threat
 
+PREDICTED = "predicted labels"
+"""What a checkpoint calls labels that were not given."""
 F = TypeVar("F", bound=Callable[..., None])
 ARTS_ORDER = "norm", "eps", "eps_step", "decay", "max_iter", "targeted", "num_random_init", "batch_size"
 """Parameters of ART's PGD after the estimator."""
@@ -154,6 +159,8 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
             file = None if checkpoint is None else arguments.file("checkpoint", checkpoint)
             if file is not None and shards() is not None:
                 raise ValueError(f"checkpoint is '{file}' under sharded(); allowed there is None")
+            if file is not None:
+                checkpoints.check(file, type(self).__name__)
             x, y = as_arrays(x, y)
             inputs = as_inputs(classifier, x)
             movable = None if mask is None else _as_mask(mask, inputs)
@@ -184,13 +191,16 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
         classifier: PyTorchClassifier = self.estimator
         with host.undisturbed(classifier, self.batch_size):
             x = placed(x, classifier.device)
-            labels = labels_for(classifier, x, self.batch_size) if labels is None else labels
             mask = None if mask is None else mask.to(x.device)
-            samples = Samples(x, labels.to(classifier.device), host.box(classifier), mask, self.batch_size)
-            checkpoint = None if file is None else self._checkpoint(file, samples)
-            adversarial = self._attack(samples, checkpoint)
-            if checkpoint is not None:
-                checkpoint.finish()
+            with nullcontext() if file is None else self._checkpoint(file, x, labels, mask) as checkpoint:
+                if labels is None:
+                    labels = labels_for(classifier, x, self.batch_size)
+                    if checkpoint is not None:
+                        checkpoint.require(PREDICTED, fingerprint(labels))
+                samples = Samples(x, labels.to(classifier.device), host.box(classifier), mask, self.batch_size)
+                adversarial = self._attack(samples, checkpoint)
+                if checkpoint is not None:
+                    checkpoint.finish()
         return adversarial
 
     def _bar(self, items: Iterable[Any]) -> Any:
@@ -198,17 +208,14 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
         shown = self.verbose and is_first()
         return tqdm(items, desc=type(self).__name__, leave=False, disable=not shown)
 
-    def _checkpoint(self, file: Path, samples: Samples) -> Checkpoint:
+    def _checkpoint(self, file: Path, x: Tensor, labels: Tensor | None, mask: Tensor | None) -> Checkpoint:
         """Return the checkpoint of this attack on these data."""
         names = sorted({*self.attack_params} - {"verbose", "summary_writer"})
-        parameters = {name: described(getattr(self, name)) for name in names}
-        weights = host.network(self.estimator).state_dict().values()
-        identity = host.identity(self.estimator) | {
-            "samples": len(samples.x),
-            "data": fingerprint(samples.x, samples.labels, *([] if samples.mask is None else [samples.mask])),
-            "weights": fingerprint(*weights),
-        }
-        return Checkpoint(file, type(self).__name__, parameters | identity)
+        values = {name: getattr(self, name) for name in names}
+        settings = host.described_parts(self.estimator, {"class": type(self), **values})
+        data = [x, *(values for values in (labels, mask) if values is not None)]
+        settings |= host.identity(self.estimator, fixed=True) | {"samples": len(x), "data": fingerprint(*data)}
+        return Checkpoint(file, type(self).__name__, settings, () if labels is not None else (PREDICTED,), mapped=True)
 
     @abc.abstractmethod
     def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:

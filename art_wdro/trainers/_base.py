@@ -10,7 +10,7 @@ import abc
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from art_wdro._host import classifier as host
 from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
 from art_wdro._ranks import agreed, apart, everywhere, is_first, shards, together
 from art_wdro._storage import checkpoint as checkpoints
-from art_wdro._storage.checkpoint import described
+from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_optimiser, check_parameters, check_scheduler, check_single_sample
 from art_wdro.trainers._minibatches import Batch, Generated, Minibatches, Shuffled
@@ -207,12 +207,15 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
+        kind = type(self).__name__
         with together():
             nb_epochs = arguments.integer("nb_epochs", nb_epochs, 0)
             check_optimiser(self._classifier)
             check_parameters(self._classifier)
             check_scheduler(self._classifier, scheduler)
             file = None if checkpoint is None else arguments.file("checkpoint", checkpoint)
+            if file is not None:
+                checkpoints.check(file, kind)
             validation = None if validation_data is None else check_validation(self._classifier, validation_data)
             self._check_smallest(minibatches)
         self.history, self.best_epoch, self.final_state = [], None, None
@@ -221,27 +224,28 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         # what describes a run reads all of its data, so only who compares runs asks for it
         compared = file is not None or shards() is not None
         settings = {**self._settings(), **run.identity(validation)} if compared else {}
-        kind = type(self).__name__
         with together():
             check_ranks(settings, file)
-            saved = None if file is None else checkpoints.load(file, kind, settings)
-        if saved is not None:
-            run.restore(saved, nb_epochs)
-        self.history, self.best_epoch = run.history, run.best_epoch
-        with self._training(updates), self._bar(nb_epochs, run, minibatches) as bar:
-            run.set_random_state()
-            for number in range(len(run.history), nb_epochs):
-                record = {**run.train(number, bar), **self._validate(validation)}
-                is_best = run.finish(record)
-                self.best_epoch = run.best_epoch
-                shown = {k: record[k] for k in ("loss", "clean_accuracy", "wp_accuracy")}
-                bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None})
-                if file is not None:
-                    run.save(file, kind, settings)
-                if on_epoch is not None and is_first():
-                    with apart():
-                        on_epoch(record, is_best)
-                everywhere(None)
+            opened = nullcontext() if file is None else Checkpoint(file, kind, settings, writes=is_first())
+        with opened as saving:
+            saved = None if saving is None else saving.load()
+            if saved is not None:
+                run.restore(saved, nb_epochs)
+            self.history, self.best_epoch = run.history, run.best_epoch
+            with self._training(updates), self._bar(nb_epochs, run, minibatches) as bar:
+                run.set_random_state()
+                for number in range(len(run.history), nb_epochs):
+                    record = {**run.train(number, bar), **self._validate(validation)}
+                    is_best = run.finish(record)
+                    self.best_epoch = run.best_epoch
+                    shown = {k: record[k] for k in ("loss", "clean_accuracy", "wp_accuracy")}
+                    bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None})
+                    if saving is not None:
+                        run.save(saving)
+                    if on_epoch is not None and is_first():
+                        with apart():
+                            on_epoch(record, is_best)
+                    everywhere(None)
         if nb_epochs > 0:
             self.final_state = run.weights()
             self.best_epoch = nb_epochs - 1 if run.best is None else run.best_epoch
@@ -280,14 +284,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that two runs must share to be the same, as plain values."""
-        attack = self._attack
-        setting = None
-        if attack is not None:
-            names = (name for name in attack.attack_params if name != "summary_writer")
-            values = {name: described(getattr(attack, name, None)) for name in names}
-            setting = [type(attack).__name__, values]
+        described = host.described_parts(self._classifier, {"class": type(self), "attack": self._attack})
         common = {name: value for name, value in vars(self._common).items() if name != "verbose"}
-        return {"attack": setting, "beta": self._beta, **common}
+        return {**described, "beta": self._beta, **common}
 
     def _refuse_unknown(self, function: str, kwargs: dict[str, Any], allowed: str) -> None:
         if not kwargs:

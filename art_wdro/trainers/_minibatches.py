@@ -18,7 +18,7 @@ from art_wdro._host import classifier as host
 from art_wdro._host.inputs import as_inputs, as_labels
 from art_wdro._ranks import agreed, mine, ranks
 from art_wdro._storage.arrays import Rows
-from art_wdro._storage.checkpoint import fingerprint
+from art_wdro._storage.digests import fingerprint
 from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_single_sample
 

@@ -18,9 +18,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from art_wdro._host import classifier as host
-from art_wdro._ranks import everywhere, is_first, rank, ranks, total
-from art_wdro._storage import checkpoint
-from art_wdro._storage.checkpoint import fingerprint
+from art_wdro._ranks import everywhere, is_first, rank, ranks, together, total
+from art_wdro._storage.checkpoint import Checkpoint
+from art_wdro._storage.digests import fingerprint
 from art_wdro.trainers._minibatches import Batch, Minibatches
 from art_wdro.trainers._random import random_state, set_random_state
 from art_wdro.trainers._update import Figures
@@ -107,16 +107,16 @@ class Run:
     def identity(self, validation: Batch | None) -> dict[str, Any]:
         """Return what a checkpoint must have been made with for this run to go on from it."""
         # a scheduler may have changed the rate already, and notes the first one
+        names = {id(weight): name for name, weight in self._network.named_parameters()}
         groups = [
-            {k: v for k, v in ({**group, "lr": group.get("initial_lr", group["lr"])}).items() if k != "params"}
+            {**group, "lr": group.get("initial_lr", group["lr"]), "params": [names.get(id(w)) for w in group["params"]]}
             for group in self._optimiser.param_groups
         ]
+        held = {"optimiser": [type(self._optimiser), groups], "scheduler": self._scheduler}
         return {
-            **host.identity(self._classifier),
-            "weights": [[k, list(v.shape)] for k, v in self._network.state_dict().items() if isinstance(v, Tensor)],
+            **host.identity(self._classifier, fixed=False),
+            **host.described_parts(self._classifier, held),
             "trained": [name for name, weight in self._network.named_parameters() if weight.requires_grad],
-            "optimiser": [type(self._optimiser).__name__, repr(groups)],
-            "scheduler": None if self._scheduler is None else type(self._scheduler).__name__,
             "data": self._minibatches.identity(),
             "validation": None if validation is None else everywhere([len(validation[0]), fingerprint(*validation)]),
             "ranks": ranks(),
@@ -182,12 +182,12 @@ class Run:
         """Put back what :meth:`weights` returned."""
         self._network.load_state_dict(weights)
 
-    def save(self, file: Path, kind: str, settings: dict[str, Any]) -> None:
+    def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint of the run on the first rank; all wait until it is there."""
         content = vars(self._state())
-        if is_first():
-            checkpoint.save(file, kind, settings, content)
-        everywhere(None)
+        with together():
+            if is_first():
+                checkpoint.save(content)
 
     def restore(self, content: dict[str, Any], nb_epochs: int) -> None:
         """Take over the content of a checkpoint, random states apart; leave all as it was if that fails.

@@ -23,7 +23,6 @@ from art_wdro._ranks import count
 from art_wdro._solvers.ascent import Ascent, ascend, step_lengths
 from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.objective import Objective, sensitivity_of
-from art_wdro._storage.checkpoint import described
 from art_wdro._threat.norms import mean_of_sums, merged_sums, power_sums
 from art_wdro._threat.threat import Threat
 from art_wdro.attacks._base import WassersteinAttack
@@ -155,8 +154,9 @@ class DistributionalTRADESTrainer(FineTuner):
     def _settings(self) -> dict[str, Any]:
         names = ("gamma", "eta", "upsilon", "sample_fraction", "attack_label", "window", "precision", "consistency")
         own = {name: getattr(self, f"_{name}") for name in names}
-        loss = self._loss if isinstance(self._loss, str) else described(self._loss)
-        return super()._settings() | own | {"loss": loss, "steps": self._steps()}
+        loss = {"loss": self._loss}
+        own |= loss if isinstance(self._loss, str) else host.described_parts(self._classifier, loss)
+        return super()._settings() | own | {"steps": self._steps()}
 
     def _steps(self) -> list[float]:
         """Return the lengths of the attack's steps, relative to the budget."""
