@@ -94,19 +94,19 @@ class Pool(NamedTuple):
 
     :param x: Inputs, (M, ...).
     :param labels: Their classes, (M,).
-    :param count: How many each sample is given.
+    :param few: How many each sample is given.
     """
 
     x: Tensor
     labels: Tensor
-    count: int
+    few: int
 
     @classmethod
-    def of(cls, data: Rows, labels: Tensor, chosen: Tensor, count: int) -> Pool:
+    def of(cls, data: Rows, labels: Tensor, chosen: Tensor, few: int) -> Pool:
         """Take every so many of the chosen samples, so that they fit `POOL`."""
         most = max(1, POOL // max(1, data[:1].numel()))
         some = chosen[:: max(1, -(-len(chosen) // most))]
-        return cls(data[some], labels[some], count)
+        return cls(data[some], labels[some], few)
 
     def nearest(self, x: Tensor, labels: Tensor, r: float, mask: Tensor | None) -> list[Tensor]:
         """Return the nearest of other classes, each shaped as `x`, moved only where the mask lets them.
@@ -116,7 +116,7 @@ class Pool(NamedTuple):
         # a product of matrices would round by what else is in the batch
         far = torch.cdist(x.flatten(1), self.x.flatten(1), p=r, compute_mode="donot_use_mm_for_euclid_dist")
         far = far.masked_fill(labels[:, None] == self.labels, torch.inf)
-        lengths, rows = far.topk(min(self.count, len(self.labels)), largest=False)
+        lengths, rows = far.topk(min(self.few, len(self.labels)), largest=False)
         found = []
         for length, row in zip(lengths.T, rows.T, strict=True):
             free = torch.isfinite(length).view(-1, *[1] * (x.dim() - 1))

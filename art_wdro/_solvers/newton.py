@@ -3,10 +3,13 @@
 
 Each sample is searched for on its own. A run ascends the margin towards one class inside a ball whose radius
 follows Newton's rule for the root of phi(radius) = max margin in the ball, with phi' = ||grad margin||_s: too short a
-radius grows by what the linear model lacks, too long a one shrinks. Several runs share the gradient evaluations: the
-first towards the class that is nearest to first order, which on robust networks is the one that matters, the second
-towards whichever class leads at each step unless that would repeat the first, the rest towards the next nearest. A
-sample leaves when no further run is worthwhile for it. Nothing is random, and no sample depends on its batch.
+radius grows by what the linear model lacks, too long a one shrinks. Runs follow one another, and the nearest point of
+all is kept: towards the class that is nearest to first order, towards whichever class leads at each step, from
+elsewhere, and towards the next nearest classes. Elsewhere is where the way to the nearest sample of another
+class leaves the class, or a random point in the ball found so far; where gradients vanish nothing else helps. A
+sample leaves when no further run is worthwhile for it. The order and the lengths of the runs do not depend on the
+gradients allowed, so that more of them never give a longer distance. Random points come from the number of the run
+alone: no sample depends on its batch, but it does on the samples of other classes that are in the data set.
 
 Sources: the radius that adapts around the boundary is that of Pintor et al., FMN, 2021, arXiv:2102.12827; choosing the
 class by margin over dual norm that of Croce, Hein, FAB, 2020, arXiv:1907.02044; the step with inertia that of Croce,
@@ -30,7 +33,7 @@ from art_wdro._threat.geometry import displace
 from art_wdro._threat.norms import dual_exponent, per_sample, sample_norms
 from art_wdro._threat.threat import as_box
 
-FIRST_RUN, SECOND_RUN = 18, 21
+FIRST_RUN, SECOND_RUN = 18, 16
 """Steps along the nearest class to first order, of those few and of all."""
 STEPS_OF_A_RUN = 50
 """Steps along each further class."""
