@@ -22,6 +22,8 @@ LogitsOf = Callable[[Tensor], Tensor]
 """Maps inputs (N, ...) to logits (N, K), sample by sample, differentiably."""
 Bar = Callable[[Iterable[T]], Iterable[T]]
 """Wraps an iteration, for a progress bar."""
+POOL = 2**20
+"""Numbers in the samples of other classes that a search may begin at, at most: finding the nearest stays cheap."""
 log = logging.getLogger("art_wdro")
 
 
@@ -96,12 +98,48 @@ class Found(NamedTuple):
     gradients: int
 
 
+class Pool(NamedTuple):
+    """Samples that are classified correctly, among which others look for a point of another class.
+
+    :param x: Inputs, (M, ...).
+    :param labels: Their classes, (M,).
+    :param few: How many each sample is given.
+    """
+
+    x: Tensor
+    labels: Tensor
+    few: int
+
+    @classmethod
+    def of(cls, data: Rows, labels: Tensor, chosen: Tensor, few: int) -> Pool:
+        """Take every so many of the chosen samples, so that they fit `POOL`."""
+        most = max(1, POOL // max(1, data[:1].numel()))
+        some = chosen[:: max(1, -(-len(chosen) // most))]
+        return cls(data[some], labels[some], few)
+
+    def nearest(self, x: Tensor, labels: Tensor, r: float, mask: Tensor | None) -> list[Tensor]:
+        """Return the nearest of other classes, each shaped as `x`, moved only where the mask lets them.
+
+        What the mask holds still may bring one back to the class of the sample; where there is none it is the sample.
+        """
+        # a product of matrices would round by what else is in the batch
+        far = torch.cdist(x.flatten(1), self.x.flatten(1), p=r, compute_mode="donot_use_mm_for_euclid_dist")
+        far = far.masked_fill(labels[:, None] == self.labels, torch.inf)
+        lengths, rows = far.topk(min(self.few, len(self.labels)), largest=False)
+        found = []
+        for length, row in zip(lengths.T, rows.T, strict=True):
+            free = torch.isfinite(length).view(-1, *[1] * (x.dim() - 1))
+            found.append(torch.where(free if mask is None else free & mask, self.x[row], x))
+        return found
+
+
 def search_in_batches(
     search: Callable[..., Found],
     logits_of: LogitsOf,
     samples: Samples,
     r: float,
     *,
+    others: int = 0,
     checkpoint: Checkpoint | None = None,
     bar: Bar[Tensor] = silent,
 ) -> Found:
@@ -109,10 +147,12 @@ def search_in_batches(
 
     No sample depends on its batch. What is found is saved on the way, and a search that was cut off goes on from it.
 
-    :param search: Searches for one batch; takes the fields of :class:`Margins`.
+    :param search: Searches for one batch; takes the fields of :class:`Margins`, and the other samples, if any are asked
+        for.
     :param logits_of: Maps inputs to logits.
     :param samples: The data set.
     :param r: Exponent of the ground norm.
+    :param others: Nearest samples of other classes that the search is given, of this process's samples alone.
     :param checkpoint: Where to save what is found, and to go on from.
     :param bar: Wraps the iteration over batches.
     :return: What was found of the whole data set.
@@ -129,6 +169,8 @@ def search_in_batches(
         chosen = saved["chosen"].to(chosen)  # a near-tie may change sides on another machine
         points.fill(saved["points"])
 
+    pool = Pool.of(data, samples.labels, chosen, others) if others > 0 else None
+
     def state() -> dict[str, Any]:
         figures = {"done": number + 1, "gradients": gradients, "distances": distances, "chosen": chosen}
         return figures | {"points": points.whole()}
@@ -137,7 +179,9 @@ def search_in_batches(
         if number < done:
             continue
         mask = None if movable is None else movable[rows]
-        found = search(logits_of, data[rows], samples.labels[rows], r, samples.box, mask)
+        x, labels = data[rows], samples.labels[rows]
+        given = [] if pool is None else [pool.nearest(x, labels, r, mask)]
+        found = search(logits_of, x, labels, r, samples.box, mask, *given)
         distances[rows], points[rows] = found.distances, found.points
         gradients += found.gradients
         if log.isEnabledFor(logging.DEBUG):

@@ -23,7 +23,7 @@ Predictions in other batches then agree. It is some 25 units in the last place o
 twice as much.
 """
 HALVINGS = 8
-"""Halvings of a step that ends where the network puts out NaN."""
+"""Halvings of a step that ends where the network puts out NaN, and of the way to another sample."""
 
 Self = TypeVar("Self", bound="Margins")
 
@@ -57,6 +57,8 @@ class Margins:
         x = self.x
         self.box = (x.new_full((), -torch.inf), x.new_full((), torch.inf)) if self.bounds is None else self.bounds
         self.lower, self.upper = (self.box[0] - x).clamp(max=0.0), (self.box[1] - x).clamp(min=0.0)
+        if self.mask is not None:
+            self.lower, self.upper = self.lower.where(self.mask, 0.0), self.upper.where(self.mask, 0.0)
         self.gradients = 0
 
     def part(self: Self, rows: Tensor) -> Self:
