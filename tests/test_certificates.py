@@ -408,6 +408,7 @@ def test_the_classifier_is_left_as_it_was(small_digits):
     assert all(torch.equal(value, before[name]) for name, value in classifier.model.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:other attacks came nearer")
 @pytest.mark.filterwarnings("ignore:W-PGD:UserWarning")
 def test_the_report_brackets_the_truth(small_digits):
     classifier, x, y = small_digits

@@ -610,6 +610,7 @@ def test_preprocessing_that_differs_in_the_middle_is_refused(tmp_path):
         fit(0.2)
 
 
+@pytest.mark.filterwarnings("ignore:attack is a FastGradientMethod")
 def test_an_attack_on_another_classifier_counts_with_its_weights(digits_classifier, tmp_path):
     torch.manual_seed(1)
     model = DigitsNetwork()
@@ -625,6 +626,7 @@ def test_an_attack_on_another_classifier_counts_with_its_weights(digits_classifi
         trainer(digits_classifier, attack=FastGradientMethod(digits_classifier, eps=0.1)).fit(**DATA, checkpoint=file)
 
 
+@pytest.mark.filterwarnings("ignore:attack is a FastGradientMethod")
 def test_an_attack_on_the_classifier_itself_is_resumed_as_it_trains(digits_classifier, tmp_path):
     file = tmp_path / "run.ckpt"
     attack = FastGradientMethod(digits_classifier, eps=0.1)

@@ -161,7 +161,8 @@ def test_a_full_disk(folder, capsys, monkeypatch):
     with pytest.raises(OSError, match="'a' cannot be written: No space left on device"):
         save_text(Path("a"), "text")
     line = error_of(capsys, *TUNE, "--out", "o", "--checkpoint", "run.ckpt")
-    assert f"No space left on device: o, run.ckpt, or a temporary file in {tempfile.gettempdir()}" in line
+    assert "run.ckpt' cannot be written (No space left on device); what was there before is as it was" in line
+    assert f"o, run.ckpt, or a temporary file in {tempfile.gettempdir()}" in line
 
 
 def test_where_no_file_can_be_written(folder, capsys, monkeypatch):

@@ -248,6 +248,7 @@ def test_mask_holds_coordinates_still(linear):
     assert not moved[:, ~mask].any()
 
 
+@pytest.mark.filterwarnings("ignore:the classifier puts out probabilities")
 def test_a_constant_classifier_has_no_distance():
     model = nn.Linear(4, 3)
     nn.init.zeros_(model.weight)

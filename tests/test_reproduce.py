@@ -26,6 +26,10 @@ SMALL = Protocol(data="small.npz", epochs=3, batch_size=8, max_iter=2, beta=1.0)
 SOURCE = "tests.test_reproduce:network"
 
 
+class Quiet(Laboratory):
+    verbose = False
+
+
 def network() -> nn.Module:
     """Return a network for CIFAR-10's shape that is small."""
     torch.manual_seed(0)
@@ -84,7 +88,7 @@ def test_all_tables_and_figures(folder, capsys, monkeypatch):
 def test_an_interrupted_cell_goes_on(folder, monkeypatch, kind, moment):
     """Stop at several writes of a file; the figures are those of a run that nothing stopped."""
     cell = Cell(kind, SOURCE, 1, "whole", 0.1, 1.0)
-    whole = Laboratory(SMALL, folder / "whole", verbose=False).run(cell)
+    whole = Quiet(SMALL, folder / "whole").run(cell)
     assert whole["test"]["clean"] > 0.2
     assert len({record["wp_accuracy"] for record in whole["history"]}) > 1
     replaced = Path.replace
@@ -99,12 +103,12 @@ def test_an_interrupted_cell_goes_on(folder, monkeypatch, kind, moment):
     monkeypatch.setattr(Path, "replace", stop)
     stopped = False
     try:
-        Laboratory(SMALL, folder / "parts", verbose=False).run(cell)
+        Quiet(SMALL, folder / "parts").run(cell)
     except KeyboardInterrupt:
         stopped = True
     monkeypatch.setattr(Path, "replace", replaced)
     assert stopped == (moment <= (8 if kind == "after" else 11))
-    again = Laboratory(SMALL, folder / "parts", verbose=False).run(cell)
+    again = Quiet(SMALL, folder / "parts").run(cell)
     for key in {"test", "epochs", "best_epoch"} & {*whole}:
         assert again[key] == whole[key], key
     figures = [[record[name] for name in ("loss", "upsilon", "wp_accuracy")] for record in whole["history"]]
@@ -116,16 +120,16 @@ def test_half_a_cell_of_another_protocol_is_refused(folder, monkeypatch):
     cell = Cell("curves", SOURCE, 1, "whole", 0.1, 1.0)
     monkeypatch.setattr(Laboratory, "_finish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        Laboratory(SMALL, folder / "out", verbose=False).run(cell)
+        Quiet(SMALL, folder / "out").run(cell)
     with pytest.raises(ValueError, match=r"progress.json' was made with test_samples = None, and now it is 5"):
-        Laboratory(replace(SMALL, test_samples=5), folder / "out", verbose=False).run(cell)
+        Quiet(replace(SMALL, test_samples=5), folder / "out").run(cell)
     (folder / "out" / f"{cell.name}.progress.json").write_text('{"cell"')
     with pytest.raises(ValueError, match=r"progress.json' is damaged; delete it"):
-        Laboratory(SMALL, folder / "out", verbose=False).run(cell)
+        Quiet(SMALL, folder / "out").run(cell)
 
 
 def test_a_cell_that_diverges_is_a_result(folder):
-    laboratory = Laboratory(replace(SMALL, epochs=1), folder / "out", verbose=False)
+    laboratory = Quiet(replace(SMALL, epochs=1), folder / "out")
     cell = Cell("after", SOURCE, 0, "whole", 1e30, 1.0)
     assert "loss is nan in epoch 0" in laboratory.run(cell)["failed"]
     assert str(Entry((), 50.53, 1, 1)) == "- [1 diverged] (50.53)"
@@ -134,18 +138,18 @@ def test_a_cell_that_diverges_is_a_result(folder):
 def test_parts_of_the_test_images_are_drawn(folder):
     """Files that are sorted by class would otherwise give one class."""
     np.savez("test.npz", **np.load("small.npz"))
-    laboratory = Laboratory(replace(SMALL, test_data="test.npz", test_samples=40), folder / "out", verbose=False)
+    laboratory = Quiet(replace(SMALL, test_data="test.npz", test_samples=40), folder / "out")
     assert len(np.unique(laboratory.images.test.y)) == 10
     assert len(np.unique(laboratory.images.test.y[:12])) > 4
 
 
 def test_curves_stand_in_for_the_same_fine_tuning(folder):
-    laboratory = Laboratory(SMALL, folder / "out", verbose=False, keep_weights=True)
+    laboratory = Quiet(SMALL, folder / "out", keep_weights=True)
     both = Reproduction(laboratory, ["table4", "fig7.2"], folder / "out", [0], SOURCE)
     assert sum(cell.kind == "after" for cell in both.planned) == 3
     cell = Cell("curves", SOURCE, 0, "whole", 0.01, 1.0)
     curves = laboratory.run(cell)
-    after = Laboratory(SMALL, folder / "other", verbose=False).run(replace(cell, kind="after"))
+    after = Quiet(SMALL, folder / "other").run(replace(cell, kind="after"))
     assert after["test"] == curves["test"]
     assert len({record["loss"] for record in curves["history"]}) == 3
     assert [record["loss"] for record in after["history"]] == [record["loss"] for record in curves["history"]]
@@ -154,7 +158,7 @@ def test_curves_stand_in_for_the_same_fine_tuning(folder):
 
 
 def test_the_best_configuration_is_chosen_on_validation_images(folder):
-    laboratory = Laboratory(SMALL, folder / "out", verbose=False)
+    laboratory = Quiet(SMALL, folder / "out")
     for tau, value in ((0.1, 0.5), (0.01, 0.75)):
         cell = Cell("after", SOURCE, 0, "whole", tau, 1.0)
         found = laboratory.run(cell)
@@ -180,7 +184,7 @@ def test_a_network_of_the_zoo_under_its_name(folder, monkeypatch):
         model[-1].weight.zero_()
         model[-1].bias.copy_(torch.arange(10.0) == 0)
     torch.save(model.state_dict(), file)
-    laboratory = Laboratory(SMALL, folder / "out", device="cpu", verbose=False)
+    laboratory = Quiet(SMALL, folder / "out", device="cpu")
     found = laboratory.run(Cell("before", "Test2026Small"))
     x, y = laboratory.images.test
     assert found["test"]["clean"] == (model(torch.from_numpy(x)).argmax(1).numpy() == y).mean() > 0
@@ -208,7 +212,7 @@ def test_bad_input(folder, arguments, message, capsys):
 
 
 def test_a_file_that_holds_no_cell(folder):
-    laboratory = Laboratory(SMALL, folder / "out", verbose=False)
+    laboratory = Quiet(SMALL, folder / "out")
     cell = Cell("before", SOURCE)
     (folder / "out").mkdir()
     (folder / "out" / f"{cell.name}.json").write_text("{")

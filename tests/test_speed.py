@@ -67,6 +67,7 @@ def test_half_precision_in_training_is_the_attacks_alone(digits_classifier):
     assert set(dtypes) == {(False, torch.bfloat16), (True, torch.float32)}
 
 
+@pytest.mark.filterwarnings("ignore:x has one sample")
 def test_a_compiled_network_is_not_compiled_for_every_batch_size(digits_classifier):
     graphs = CompileCounterWithBackend("eager")
     compiled = make_classifier(torch.compile(digits_classifier.model, backend=graphs), (1, 8, 8), 10)

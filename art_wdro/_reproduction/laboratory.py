@@ -37,6 +37,8 @@ class Laboratory:
     """Runs cells, or finds what they gave in its folder."""
 
     trainer: type[DistributionalTRADESTrainer] = PaperTrainer
+    verbose = True
+    """Whether to show the progress of each training."""
 
     def __init__(
         self,
@@ -49,7 +51,6 @@ class Laboratory:
         device: str | None = None,
         trust: bool = False,
         keep_weights: bool = False,
-        verbose: bool = True,
     ) -> None:
         """Set up the experiments of one protocol.
 
@@ -61,12 +62,11 @@ class Laboratory:
         :param device: A torch device; None takes CUDA where it is.
         :param trust: Read model files that can run code.
         :param keep_weights: Whether the fine-tuned networks are kept too.
-        :param verbose: Show the progress of each training.
         """
         self.protocol, self._folder = protocol, folder
         self.images = Images(protocol, data_dir, download)
         self._model_dir, self._device, self._trust = model_dir, device, trust
-        self._keep_weights, self._verbose = keep_weights, verbose
+        self._keep_weights = keep_weights
 
     def check(self, cell: Cell) -> None:
         """Refuse what a cell would refuse, before any is run: data, network, device and settings.
@@ -213,7 +213,7 @@ class Laboratory:
             "upsilon": setting.upsilon,
             "eta": cell.eta,
             "seed": cell.seed,
-            "verbose": self._verbose,
+            "verbose": self.verbose,
             **setting.trainer,
         }
         return self.trainer(classifier, **keywords)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NAME_LENGTH = 255
-"""Bytes in the name of a directory, at most, on the file systems in use."""
+"""Bytes in the name of a file or directory, at most, on the file systems in use."""
 STEM = 32
 """Most characters of a file's name in that of the temporary file beside it, so that a long one fits there too."""
 
@@ -67,12 +67,12 @@ def check_target(path: Path, name: str) -> None:
             if not os.access(target, os.W_OK):
                 raise PermissionError("permission denied")
             return
-        # under such a name it will be written first
-        handle, temporary = tempfile.mkstemp(dir=parent, prefix=f".{target.stem}-", suffix=target.suffix)
+        if len(os.fsencode(target.name)) > NAME_LENGTH:
+            raise OSError("its name is too long")
+        with beside(parent / target.name):  # where it will be written first
+            pass
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{refusal}: {getattr(error, 'strerror', None) or error}") from error
-    os.close(handle)
-    os.unlink(temporary)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -167,7 +167,6 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
             if y is None and self.targeted:
                 raise ValueError("y is None; a targeted attack needs the target labels")
             labels = None if y is None else as_labels(classifier, y, len(inputs))
-        warn_of_doubts(classifier, inputs, self.batch_size, stacklevel=4)
         if math.isfinite(self.p) and count(len(inputs)) == 1:
             warnings.warn(
                 "x has one sample, which gets the whole budget; attack the whole data set in one call, or its samples "
@@ -175,10 +174,15 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
                 UserWarning,
                 stacklevel=3,
             )
-        return self.attack_tensors(inputs, labels, movable, file).cpu().numpy()
+        return self.attack_tensors(inputs, labels, movable, file, look=True).cpu().numpy()
 
     def attack_tensors(
-        self, x: Tensor, labels: Tensor | None, mask: Tensor | None = None, file: Path | None = None
+        self,
+        x: Tensor,
+        labels: Tensor | None,
+        mask: Tensor | None = None,
+        file: Path | None = None,
+        look: bool = False,
     ) -> Tensor:
         """Attack inputs and labels that are checked already.
 
@@ -186,6 +190,7 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
         :param labels: Class indices, (N,), on any device; None takes the classifier's predictions.
         :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
         :param file: The checkpoint.
+        :param look: Look at a few samples first, and warn of what makes the attack doubtful.
         :return: The attacked inputs, on the host or on the classifier's device.
         """
         classifier: PyTorchClassifier = self.estimator
@@ -193,6 +198,8 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
             x = placed(x, classifier.device)
             mask = None if mask is None else mask.to(x.device)
             with nullcontext() if file is None else self._checkpoint(file, x, labels, mask) as checkpoint:
+                if look:
+                    warn_of_doubts(classifier, x, self.batch_size, stacklevel=5)
                 if labels is None:
                     labels = labels_for(classifier, x, self.batch_size)
                     if checkpoint is not None:
