@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import pkgutil
@@ -17,8 +18,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import benchmarks
+from art_wdro import WassersteinMarginTrainer
 from benchmarks import _cells
 from benchmarks._cells import Cells, cells_of, file_of, read_cells, run_cell
 from benchmarks._command import command, parsed, with_data
@@ -28,10 +31,12 @@ from benchmarks._settings import DATA, QUICK, SHARES
 from benchmarks._tables import Table, spread
 from benchmarks._timing import compared, interleaved
 from benchmarks.attacks import _rivals
-from benchmarks.margin import _choices
+from benchmarks.margin import _choices, _remedies
 from benchmarks.margin import figure as margin_figure
 from benchmarks.networks import _architectures
 from benchmarks.paper import summary
+from benchmarks.paper._protocols import WithoutBudgets
+from tests.conftest import linear_problem, make_classifier, same, weights
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "benchmarks").rglob("*.py"))
@@ -326,6 +331,53 @@ def test_command_line(name, capsys):
 def test_sources_leave_the_path_and_the_folder_alone():
     assert len(SOURCES) > 40
     assert [file for file in SOURCES if re.search(r"sys\.path|chdir", file.read_text(encoding="utf-8"))] == []
+
+
+# The trainers that differ from the package's
+
+
+def trained(kind, problem, x, beta):
+    """Train a copy of a linear network on one minibatch, and return its weights."""
+    model = copy.deepcopy(problem.classifier.model)
+    classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
+    kind(classifier, eps=0.05, beta=beta, seed=0, verbose=False).fit(x, problem.y, batch_size=len(x), nb_epochs=1)
+    return weights(classifier)
+
+
+def test_perturbed_weights_are_worse_by_one_step_of_ascent():
+    """One minibatch without the margins' term, against the update by hand."""
+    problem = linear_problem(clip_values=(0.0, 1.0))
+    x, y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
+    model = copy.deepcopy(problem.classifier.model)
+    cross_entropy(model(x), y).backward()
+    weight, gradient = model[-1].weight, model[-1].weight.grad
+    worse = copy.deepcopy(model)
+    with torch.no_grad():
+        worse[-1].weight += 0.01 * weight.norm() * gradient / gradient.norm()
+    worse.zero_grad()
+    cross_entropy(worse(x), y).backward()
+    found = trained(_remedies.PerturbedMargin, problem, problem.x, beta=0.0)
+    for (name, before), after in zip(model.named_parameters(), worse.parameters(), strict=True):
+        torch.testing.assert_close(found[name], before.detach() - 0.5 * after.grad)
+    assert not torch.allclose(found["1.weight"], (weight - 0.5 * gradient).detach(), rtol=0, atol=1e-5)
+
+
+def test_augmented_images_are_attacked_and_learnt(monkeypatch):
+    monkeypatch.setattr(_remedies, "augmented", lambda x: 1 - x)
+    problem = linear_problem(clip_values=(0.0, 1.0))
+    found = trained(_remedies.AugmentedMargin, problem, problem.x, beta=1.5)
+    assert same(found, trained(WassersteinMarginTrainer, problem, 1 - problem.x, beta=1.5))
+    assert not same(found, trained(WassersteinMarginTrainer, problem, problem.x, beta=1.5))
+
+
+def test_without_budgets_every_minibatch_gets_the_whole_eps():
+    problem = linear_problem(clip_values=(0.0, 1.0))
+    model = problem.classifier.model
+    classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
+    trainer = WithoutBudgets(classifier, eps=0.05, max_iter=2, seed=0, verbose=False)
+    trainer.fit(problem.x, problem.y, batch_size=20, nb_epochs=1)
+    assert trainer.history[0]["upsilon"] is None
+    assert trainer.history[0]["budget_ratio"] == pytest.approx(1)
 
 
 # What the programs share

@@ -432,22 +432,25 @@ def test_history_is_plain_and_starts_anew(digits_classifier):
     assert fine_tuning.history == []
 
 
-def test_batch_budgets_follow_the_formula(digits_classifier):
+def test_batch_budgets_follow_the_formula(digits_classifier, monkeypatch):
     """The budgets that the attacks get, against Upsilon computed outside."""
     from art_wdro import sensitivity
 
     seen = []
+    budget_of = AlgorithmOne._budget
 
-    class Watching(DistributionalTRADESTrainer):
-        def _budget(self, own, count):
-            seen.append((own.item(), super()._budget(own, count).item(), self._running.value.item()))
-            return torch.tensor(seen[-1][1], dtype=torch.float64)
+    def watched(method, own, samples):
+        budget = budget_of(method, own, samples)
+        seen.append((own.item(), budget.item(), method._running.value.item()))
+        return budget
 
+    monkeypatch.setattr(AlgorithmOne, "_budget", watched)
     digits_classifier.optimizer.param_groups[0]["lr"] = 0.0
     digits_classifier.model.features[1].momentum = 0.0
-    Watching(digits_classifier, eps=0.1, max_iter=1, upsilon="resample", sample_fraction=1.0, verbose=False).fit(
+    trainer(digits_classifier, max_iter=1, upsilon="resample", sample_fraction=1.0).fit(
         X[:96], Y[:96], batch_size=32, nb_epochs=1
     )
+    assert len(seen) == 3
     whole = sensitivity(digits_classifier, X[:96], Y[:96])
     for own, budget, running in seen:
         assert running == pytest.approx(whole, rel=1e-4)

@@ -54,7 +54,9 @@ def bounded(model: nn.Module, data: Split, norm: float, seconds: float) -> dict[
     budgets = CERTIFIED_BUDGETS[norm]
     for eps in (budgets[0] / 5, budgets[0], budgets[-1]):
         bound = loss_certificate(classifier, x, y, 2, norm, eps, "ce", constant=found.upper)
-        attack = WassersteinPGD(classifier, 2, norm, eps, max_iter=100, schedule="linear", loss="ce", verbose=False)
+        attack = WassersteinPGD(
+            classifier, p=2, norm=norm, eps=eps, max_iter=100, schedule="linear", loss="ce", verbose=False
+        )
         adversarial = torch.from_numpy(attack.generate(x, y))
         with torch.no_grad():
             reached = cross_entropy(model(adversarial), torch.from_numpy(y).long()).item()

@@ -7,15 +7,18 @@ Weight perturbation: Wu, Xia, Wang, 2020, arXiv:2004.05884, with one ascent step
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from art.data_generators import DataGenerator
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinMarginTrainer
+from art_wdro.trainers._margin import DualDescent
+from art_wdro.trainers._minibatches import Minibatches
+from art_wdro.trainers._update import Figures, Outer, Updates
 from benchmarks.networks.pretrained import augmented
 
 SIZE = 0.01
@@ -43,17 +46,37 @@ class Stream(DataGenerator):  # type: ignore[misc]
 class AugmentedMargin(WassersteinMarginTrainer):
     """Shift every image of a minibatch by up to 4 pixels and flip half of them."""
 
-    def _step(self, x: Tensor, y: Tensor, where: str) -> Any:
-        return super()._step(augmented(x), y, where)
+    def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
+        return _AugmentedDescent(self, updates)
+
+
+class _AugmentedDescent(DualDescent):
+    """Margin training on images shifted and flipped anew in every step."""
+
+    def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
+        return super().step(augmented(x), y, where)
 
 
 class PerturbedMargin(WassersteinMarginTrainer):
     """Take the gradient of an update at weights that are worse by one step of ascent."""
 
-    def _update(self, y: Tensor, batches: Sequence[Tensor], outer: Any, where: str) -> Any:
+    def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
+        return DualDescent(self, _WorsenedUpdates(self._classifier, updates))
+
+
+class _WorsenedUpdates(Updates):
+    """The updates of a run, each with its gradient at worse weights."""
+
+    def __init__(self, classifier: PyTorchClassifier, updates: Updates) -> None:
+        super().__init__(classifier, skip=False)
+        self._updates = updates
+
+    def __call__(self, y: Tensor, batches: Sequence[Tensor], outer: Outer, where: str) -> Figures | None:
         model, optimiser = self._classifier.model, self._classifier.optimizer
+        forward = self._updates._forward
+        assert forward is not None
         model.train()
-        clean, *others = self._forward(*batches)
+        clean, *others = forward(*batches)
         loss = cross_entropy(clean, y) + outer(clean, *others)[0]
         weights = [weight for weight in model.parameters() if weight.dim() > 1]
         before = [weight.detach().clone() for weight in weights]
@@ -70,7 +93,7 @@ class PerturbedMargin(WassersteinMarginTrainer):
 
         handle = optimiser.register_step_pre_hook(put_back)
         try:
-            return super()._update(y, batches, outer, where)
+            return self._updates(y, batches, outer, where)
         finally:
             handle.remove()
             if not stepped:

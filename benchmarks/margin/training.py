@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from art_wdro._storage.files import write_text
-from art_wdro.evaluation._autoattack import autoattack_runner
+from art_wdro.evaluation._autoattack import autoattack_points
 from benchmarks._cells import file_of, read_cells
 from benchmarks._command import command, parsed, with_data
 from benchmarks._files import keep_cells
@@ -77,8 +77,8 @@ def autoattack(name: str, folder: Path, data_dir: Path) -> None:
         x, y = (torch.from_numpy(part[standing]) for part in test)
         right = np.zeros(0, bool)
         if len(standing):
-            adversarial, _ = autoattack_runner(classifier, x, y, math.inf, setting.eps, 250)()
-            right = classifier.predict(adversarial).argmax(1) == y.numpy()
+            points, _ = autoattack_points(classifier, x, y, math.inf, setting.eps, 250)
+            right = classifier.predict(points.numpy()).argmax(1) == y.numpy()
         cell["autoattack"] = float(right.sum() / AUTOATTACK_IMAGES)
         write_text(file, json.dumps(cell, indent=1))
         print(json.dumps({**cell["cell"], **both(cell)}), flush=True)

@@ -15,6 +15,9 @@ from torch import Tensor
 from art_wdro._reproduction.laboratory import Laboratory
 from art_wdro._reproduction.protocol import Images, PaperTrainer, Protocol
 from art_wdro._storage.files import write_atomically
+from art_wdro.trainers._minibatches import Minibatches
+from art_wdro.trainers._trades import AlgorithmOne
+from art_wdro.trainers._update import Updates
 from benchmarks._settings import DATA, LONGER, QUICK, SEEDS
 from benchmarks.networks._data import stored
 
@@ -112,7 +115,14 @@ def _placed(source: Any, data_dir: str) -> Any:
 class WithoutBudgets(PaperTrainer):
     """Every minibatch gets the whole eps for itself, whatever its share of Upsilon."""
 
-    def _budget(self, own: Tensor, count: int) -> Tensor:
+    def _method(self, updates: Updates, minibatches: Minibatches) -> AlgorithmOne:
+        return _WholeBudgets(self, updates, minibatches)
+
+
+class _WholeBudgets(AlgorithmOne):
+    """Algorithm 1 without shares."""
+
+    def _budget(self, own: Tensor, samples: int) -> Tensor:
         return torch.full_like(own, self._eps)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,9 @@ from torch import Tensor
 
 from art_wdro import DistributionalTRADESTrainer, sensitivity
 from art_wdro._threat.norms import dual_norms, power_mean
+from art_wdro.trainers._minibatches import Minibatches
+from art_wdro.trainers._trades import AlgorithmOne
+from art_wdro.trainers._update import Updates
 from art_wdro.trainers._upsilon import RunningUpsilon
 from benchmarks.paper._upsilon_cases import Case, Data, start
 
@@ -29,23 +31,30 @@ class Recorder(DistributionalTRADESTrainer):
     def __init__(self, classifier: PyTorchClassifier, data: Data, every: int, **kwargs: Any) -> None:
         """Take the training set, and the minibatches from one measurement to the next."""
         super().__init__(classifier, upsilon="resample", sample_fraction=0.1, **kwargs)
-        self._data = data
-        self._every = every
+        self.data, self.every = data, every
         self.rows: list[dict[str, Any]] = []
 
-    def _begin(self, sample: Callable[[float], Iterator[tuple[Tensor, Tensor]]] | None) -> None:
-        super()._begin(sample)
+    def _method(self, updates: Updates, minibatches: Minibatches) -> AlgorithmOne:
+        return _Recorded(self, updates, minibatches)
+
+
+class _Recorded(AlgorithmOne):
+    """Algorithm 1 beside which the other estimates run."""
+
+    def __init__(self, trainer: Recorder, updates: Updates, minibatches: Minibatches) -> None:
+        super().__init__(trainer, updates, minibatches)
+        self._data, self._every, self._rows = trainer.data, trainer.every, trainer.rows
         self._streams = {f"streaming {window}": RunningUpsilon(1.0, 2, window) for window in WINDOWS}
         self._streams["streaming 16, eta 0.1"] = RunningUpsilon(0.1, 2, 16)
         self._slow = RunningUpsilon(0.1, 2, 1)
-        self._draws = torch.Generator().manual_seed(self._seed or 0)
+        self._draws = torch.Generator().manual_seed(trainer._common.seed or 0)
         self._seen = 0
 
-    def _budget(self, own: Tensor, count: int) -> Tensor:
-        budget = super()._budget(own, count)
+    def _budget(self, own: Tensor, samples: int) -> Tensor:
+        budget = super()._budget(own, samples)
         whole = self._running.value
         assert whole is not None
-        estimates = {name: stream.stream(own, count).item() for name, stream in self._streams.items()}
+        estimates = {name: stream.stream(own, samples).item() for name, stream in self._streams.items()}
         estimates["resample 10%, eta 0.1"] = self._slow.update(whole).item()
         if self._seen % self._every == 0:
             norms = self._norms()
@@ -56,7 +65,7 @@ class Recorder(DistributionalTRADESTrainer):
             estimates[TRUE] = power_mean(norms, 2.0).item()
             squares = norms.square()
             largest = (squares.max() / squares.sum()).item() if estimates[TRUE] > 0 else 0.0
-            self.rows.append({"own": own.item(), "largest_share": largest, "estimates": estimates})
+            self._rows.append({"own": own.item(), "largest_share": largest, "estimates": estimates})
         self._seen += 1
         return budget
 
@@ -64,7 +73,7 @@ class Recorder(DistributionalTRADESTrainer):
         """Compute the gradient norms of the whole training set at the present weights."""
         x, y = (torch.as_tensor(part) for part in self._data[:2])
         rows = [slice(i, i + 500) for i in range(0, len(x), 500)]
-        norms = [dual_norms(self._objective.gradient(x[i], y[i])[1], self._norm) for i in rows]
+        norms = [dual_norms(self._objective.gradient(x[i], y[i])[1], self._r) for i in rows]
         return torch.cat(norms)
 
 

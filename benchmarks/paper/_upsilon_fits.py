@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from art_wdro import DistributionalTRADESTrainer
+from art_wdro.trainers._minibatches import Minibatches
+from art_wdro.trainers._trades import AlgorithmOne
+from art_wdro.trainers._update import Updates
 from benchmarks.paper._upsilon_cases import Case, Data, held_out, start
 from benchmarks.paper._upsilon_errors import REFERENCE
 
@@ -34,12 +37,21 @@ FEW = (REFERENCE, REPLICATE, "streaming 16")
 class Watched(DistributionalTRADESTrainer):
     """A trainer that keeps the budgets of all its minibatches."""
 
-    def _begin(self, sample: Callable[[float], Iterator[tuple[Tensor, Tensor]]] | None) -> None:
-        super()._begin(sample)
+    def _method(self, updates: Updates, minibatches: Minibatches) -> AlgorithmOne:
+        watched = _Watched(self, updates, minibatches)
+        self.shares = watched.shares
+        return watched
+
+
+class _Watched(AlgorithmOne):
+    """Algorithm 1 that keeps the budgets of one run, in eps."""
+
+    def __init__(self, trainer: Watched, updates: Updates, minibatches: Minibatches) -> None:
+        super().__init__(trainer, updates, minibatches)
         self.shares: list[Tensor] = []
 
-    def _budget(self, own: Tensor, count: int) -> Tensor:
-        budget = super()._budget(own, count)
+    def _budget(self, own: Tensor, samples: int) -> Tensor:
+        budget = super()._budget(own, samples)
         self.shares.append(budget / self._eps)
         return budget
 

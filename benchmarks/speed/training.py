@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,9 @@ from art_wdro import DistributionalTRADESTrainer
 from art_wdro._reproduction.machine import machine
 from art_wdro.losses import redlr
 from art_wdro.trainers._consistency import kl_consistency
+from art_wdro.trainers._minibatches import Minibatches, Shuffled
+from art_wdro.trainers._trades import AlgorithmOne
+from art_wdro.trainers._update import Updates
 from benchmarks._cells import cells_of
 from benchmarks._command import command, parsed, with_data
 from benchmarks._files import documented, keep
@@ -54,9 +57,20 @@ class TimedTrainer(DistributionalTRADESTrainer):
         super().__init__(classifier, **setting)
         self.seconds: list[float] = []
 
-    def _budget(self, own: Tensor, count: int) -> Tensor:
-        budget, seconds = timed(lambda: super(TimedTrainer, self)._budget(own, count))
-        self.seconds.append(seconds)
+    def _method(self, updates: Updates, minibatches: Minibatches) -> AlgorithmOne:
+        return _Timed(self, updates, minibatches)
+
+
+class _Timed(AlgorithmOne):
+    """Algorithm 1 with a stopwatch."""
+
+    def __init__(self, trainer: TimedTrainer, updates: Updates, minibatches: Minibatches) -> None:
+        super().__init__(trainer, updates, minibatches)
+        self._seconds = trainer.seconds
+
+    def _budget(self, own: Tensor, samples: int) -> Tensor:
+        budget, seconds = timed(lambda: super(_Timed, self)._budget(own, samples))
+        self._seconds.append(seconds)
         return budget
 
 
@@ -71,21 +85,21 @@ class Minibatch:
         :param size: Number of images in the minibatch.
         :param attack: Parameters of all attacks.
         """
-        self._classifier, self._images, self._size, self._attack = classifier, images, size, attack
+        self._classifier, self._size, self._attack = classifier, size, attack
+        self._whole = Shuffled(*images, size, drop_last=False, seed=0)
         self.x, self.y = (part[:size].to(classifier.device) for part in images)
 
-    def sample(self, fraction: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw a part of the training set, in batches of the minibatch's size."""
-        images, labels = self._images
-        chosen = torch.randperm(len(images))[: int(fraction * len(images))]
-        for part in torch.split(chosen, self._size):
-            yield images[part], labels[part]
-
     def trainer(self, kind: type[DistributionalTRADESTrainer], **setting: Any) -> DistributionalTRADESTrainer:
-        """Return a trainer that is ready for its first minibatch."""
-        trainer = kind(self._classifier, **self._attack, **setting)
-        trainer._begin(self.sample)
-        return trainer
+        """Return a trainer with the parameters of all attacks."""
+        return kind(self._classifier, **self._attack, **setting)
+
+    @contextmanager
+    def by_ours(self, trainer: DistributionalTRADESTrainer) -> Iterator[Callable[[], object]]:
+        """Yield what one of our trainers does with the minibatch, for as long as the context lasts."""
+        updates = Updates(self._classifier, skip=False)
+        method = trainer._method(updates, self._whole)
+        with updates.replicated():
+            yield partial(method.step, self.x, self.y, "the benchmark")
 
     def floor(self) -> None:
         """Do the attack's forwards and input gradients, and one update."""
@@ -144,14 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "Algorithm 1 as printed": minibatch.trainer(DistributionalTRADESTrainer, upsilon="resample", loss=dense_redlr),
     }
     contestants: dict[str, Callable[[], object]] = {"floor": minibatch.floor}
-    for name, trainer in trainers.items():
-        contestants[name] = partial(trainer._step, minibatch.x, minibatch.y, "the benchmark")
-    contestants["ART's TRADES"] = minibatch.by_art()
     setting = {"network": args.name, "train_samples": len(images), "batch_size": len(minibatch.x)}
     setting |= {"steps": args.steps, "repeats": args.repeats}
     with ExitStack() as held, cells_of(args, "speed_training") as cells:
-        for trainer in trainers.values():
-            held.enter_context(trainer._replicas())
+        for name, trainer in trainers.items():
+            contestants[name] = held.enter_context(minibatch.by_ours(trainer))
+        contestants["ART's TRADES"] = minibatch.by_art()
         times = interleaved(contestants, args.repeats, cells)
         assert isinstance(ours, TimedTrainer)
         streaming = statistics.mean(ours.seconds) / statistics.median(times["ours"])
