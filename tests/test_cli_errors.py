@@ -167,7 +167,7 @@ def test_a_full_disk(folder, capsys, monkeypatch):
 
 def test_where_no_file_can_be_written(folder, capsys, monkeypatch):
     Path("folder").mkdir()
-    long = "a" * 250
+    long = "a" * 256
     for option in ("--json", "--markdown", "--figure", "--arrays"):
         for path in (long, f"new/{long}.png", f"{'b' * 300}/a.png", "/".join(["c" * 200] * 30)):
             line = evaluate(capsys, model="no", data="no", more=(option, path))

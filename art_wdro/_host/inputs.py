@@ -22,7 +22,7 @@ from art_wdro.losses import class_indices
 RAW = "; give inputs as they are before the classifier's preprocessing with its bounds, or clip_values=None for none"
 """What the error says of inputs that leave the box."""
 ROUNDING = 2.0**-21
-"""By how much inputs may leave the box, in units of its larger bound: four units of float32, which standardising rounds away."""
+"""By how much inputs may leave the box, in units of its larger bound: four of float32, which standardising loses."""
 
 
 def as_numbers(x: Any, name: str) -> Tensor:
