@@ -118,13 +118,11 @@ def _quietly(compiled: bool) -> Iterator[None]:
 
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 """One lock for every network that was changed for a while."""
-_making = threading.Lock()
 
 
 def lock_of(model: nn.Module) -> threading.RLock:
     """Return the lock of a network: who changes its modes, gradients or weights for a while holds it."""
-    with _making:
-        return _locks.setdefault(model, threading.RLock())
+    return _locks.setdefault(model, threading.RLock())
 
 
 @contextmanager
@@ -221,7 +219,7 @@ def box(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
     if classifier.clip_values is None:
         return None
     if any(np.isnan(np.asarray(bound, dtype=float)).any() for bound in classifier.clip_values):
-        raise ValueError(f"clip_values are {classifier.clip_values} and hold NaN; allowed are numbers, inf included")
+        raise ValueError("clip_values hold NaN; allowed are numbers, inf included")
     lower, upper = (_bound(value, tuple(classifier.input_shape)) for value in classifier.clip_values)
     return lower.to(classifier.device), upper.to(classifier.device)
 

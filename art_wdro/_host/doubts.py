@@ -69,6 +69,16 @@ def warn_of_doubts(classifier: PyTorchClassifier, x: Tensor, batch_size: int, st
         warnings.warn(text, UserWarning, stacklevel=stacklevel)
 
 
+def doubts_of_scores(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_size: int) -> list[str]:
+    """Return what makes accuracies of the classifier doubtful: :func:`doubts`, and other predictions than its logits'.
+
+    A random classifier's predictions differ from one another anyway.
+    """
+    found = doubts(classifier, x, batch_size)
+    differs = None if RANDOM in found else disagreement(classifier, x, labels, batch_size)
+    return found if differs is None else [*found, differs]
+
+
 def disagreement(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch_size: int) -> str | None:
     """Compare the classifier's own `predict` with its network's logits on clean data: return a sentence if they differ.
 

@@ -12,7 +12,7 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
 from art_wdro._host import classifier as host
-from art_wdro._host.doubts import disagreement, warn_of_doubts
+from art_wdro._host.doubts import doubts_of_scores
 from art_wdro._host.inputs import labelled_data
 from art_wdro._host.predictions import accuracy_left
 from art_wdro.attacks._base import WassersteinAttack
@@ -64,10 +64,8 @@ def adversarial_accuracy(
         raise TypeError(f"attack is {attack!r}; allowed is an EvasionAttack of ART")
     if attack.targeted:
         raise ValueError(f"attack is {attack!r}; allowed is an untargeted one, since y are the true labels")
-    warn_of_doubts(classifier, inputs, batch_size)
-    differs = disagreement(classifier, inputs, labels, batch_size)
-    if differs is not None:
-        warnings.warn(differs, UserWarning, stacklevel=2)
+    for text in doubts_of_scores(classifier, inputs, labels, batch_size):
+        warnings.warn(text, UserWarning, stacklevel=2)
     with host.undisturbed(classifier, batch_size):
         array = inputs.cpu().numpy()
         own = isinstance(attack, WassersteinAttack)  # another one might write to what it is given

@@ -8,7 +8,7 @@ import math
 import torch
 
 from art_wdro._host import classifier as host
-from art_wdro._host.doubts import disagreement, doubts
+from art_wdro._host.doubts import doubts_of_scores
 from art_wdro._solvers.objective import Objective
 from art_wdro.evaluation._attempts import Case, Pool
 from art_wdro.evaluation._report import Row
@@ -21,8 +21,7 @@ FLAT = 0.01
 def check_model(case: Case) -> list[str]:
     """Look for what makes an evaluation meaningless: doubts of any attack, other predictions, vanishing gradients."""
     classifier, size = case.classifier, case.batch_size
-    differs = disagreement(classifier, case.x, case.labels, size)
-    found = [*doubts(classifier, case.x, size), *([] if differs is None else [differs])]
+    found = doubts_of_scores(classifier, case.x, case.labels, size)
     x, labels = (values[:size].to(classifier.device) for values in (case.x, case.labels))
     function = host.logits_of(classifier)
     with host.undisturbed(classifier, size):
