@@ -100,6 +100,21 @@ def everywhere(value: Any) -> list[Any]:
     return found
 
 
+def require_same(settings: dict[str, Any], call: str) -> None:
+    """Refuse ranks that would not do the same.
+
+    :param settings: What a call does, in plain values.
+    :param call: Its name, for the error.
+    :raises ValueError: If a rank has other settings; all ranks raise.
+    """
+    for number, other in enumerate(everywhere(settings)):
+        differ = sorted(name for name in settings if other.get(name) != settings[name])
+        if differ:
+            raise ValueError(
+                f"rank {number} differs in {', '.join(differ)}; all ranks must give {call} the same arguments"
+            )
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Let no rank go on alone: if the block raises on one of them, it raises on all.

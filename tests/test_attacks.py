@@ -10,6 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from art.attacks.evasion import FastGradientMethod
 from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
     ProjectedGradientDescentPyTorch,
 )
@@ -21,7 +22,14 @@ from art.summary_writer import SummaryWriter
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from art_wdro import WassersteinFGM, WassersteinPGD, sensitivity, wasserstein_distance
+from art_wdro import (
+    WassersteinFGM,
+    WassersteinKnapsack,
+    WassersteinPGD,
+    adversarial_accuracy,
+    sensitivity,
+    wasserstein_distance,
+)
 from art_wdro._host.preprocessing import preprocessing
 from art_wdro._solvers.ascent import ascend, relative_steps, step_lengths
 from art_wdro._solvers.batches import Samples
@@ -599,3 +607,37 @@ def test_the_preprocessing_that_does_nothing_is_left_out():
     assert plain.preprocessing_operations
     assert preprocessing(plain, training=False)(x) is x
     torch.testing.assert_close(preprocessing(shifted, training=False)(x), (x - 0.5) / 0.2)
+
+
+# --- one step that flips ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [2.0, np.inf])
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 4.0])
+def test_least_lengths_never_leave_more_than_pointwise_fgm(digits_classifier, norm, factor):
+    x, y = (part[:200] for part in digits()[1])
+    eps = factor * BUDGETS[norm]
+    pointwise = FastGradientMethod(digits_classifier, norm=norm, eps=eps)
+    fgm = adversarial_accuracy(digits_classifier, x, y, pointwise)
+    for p in (1.5, 2.0, np.inf):
+        attack = WassersteinFGM(digits_classifier, p=p, norm=norm, eps=eps, lengths="least", verbose=False)
+        adversarial = attack.generate(x, y)
+        assert wasserstein_distance(x, adversarial, p, norm) <= eps * (1 + 1e-6)
+        left = np.mean(digits_classifier.predict(adversarial).argmax(1) == y)
+        assert left <= fgm
+        assert attack.gradients_ <= 2
+
+
+def test_least_lengths_of_a_linear_model(linear):
+    """Along the steepest direction a sample flips at its distance, up to the next length that is tried."""
+    attack = WassersteinFGM(linear.classifier, norm=2, eps=0.2, lengths="least", loss="dlr", verbose=False)
+    attack.generate(linear.x, linear.y)
+    exact = WassersteinKnapsack(linear.classifier, norm=2, eps=0.2, max_iter=100, verbose=False)
+    exact.generate(linear.x, linear.y)
+    finite = np.isfinite(attack.distances_)
+    assert finite.mean() > 0.8
+    assert (attack.distances_[finite] >= exact.distances_[finite] * (1 - 1e-3)).all()
+    with pytest.raises(ValueError, match="targeted is True with lengths='least'"):
+        WassersteinFGM(linear.classifier, targeted=True, lengths="least")
+    with pytest.raises(ValueError, match="lengths is 'most'; allowed is one of 'formula', 'least'"):
+        WassersteinFGM(linear.classifier, lengths="most")

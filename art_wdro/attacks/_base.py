@@ -29,7 +29,7 @@ from art_wdro._host import classifier as host
 from art_wdro._host.doubts import warn_of_doubts
 from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
 from art_wdro._host.predictions import labels_for
-from art_wdro._ranks import count, is_first, shards, together
+from art_wdro._ranks import count, is_first, require_same, shards, together
 from art_wdro._solvers.batches import Samples
 from art_wdro._storage import checkpoint as checkpoints
 from art_wdro._storage.arrays import placed
@@ -194,6 +194,8 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
         :return: The attacked inputs, on the host or on the classifier's device.
         """
         classifier: PyTorchClassifier = self.estimator
+        if shards() is not None:
+            require_same(self._identity(), "an attack")
         with host.undisturbed(classifier, self.batch_size):
             x = placed(x, classifier.device)
             mask = None if mask is None else mask.to(x.device)
@@ -217,12 +219,16 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
 
     def _checkpoint(self, file: Path, x: Tensor, labels: Tensor | None, mask: Tensor | None) -> Checkpoint:
         """Return the checkpoint of this attack on these data."""
-        names = sorted({*self.attack_params} - {"verbose", "summary_writer"})
+        data = [x, *(values for values in (labels, mask) if values is not None)]
+        settings = self._identity() | {"samples": len(x), "data": fingerprint(*data)}
+        return Checkpoint(file, type(self).__name__, settings, () if labels is not None else (PREDICTED,), mapped=True)
+
+    def _identity(self) -> dict[str, Any]:
+        """Describe the attack and its classifier, weights included, in plain values."""
+        names = sorted({*self.attack_params} - {"verbose", "summary_writer", "batch_size"})
         values = {name: getattr(self, name) for name in names}
         settings = host.described_parts(self.estimator, {"class": type(self), **values})
-        data = [x, *(values for values in (labels, mask) if values is not None)]
-        settings |= host.identity(self.estimator, fixed=True) | {"samples": len(x), "data": fingerprint(*data)}
-        return Checkpoint(file, type(self).__name__, settings, () if labels is not None else (PREDICTED,), mapped=True)
+        return settings | host.identity(self.estimator, fixed=True)
 
     @abc.abstractmethod
     def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from art_wdro._host import classifier as host
-from art_wdro._ranks import everywhere, is_first, rank, ranks, together, total
+from art_wdro._ranks import everywhere, is_first, rank, ranks, require_same, together, total
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._storage.digests import fingerprint
 from art_wdro.trainers._minibatches import Batch, Minibatches
@@ -251,12 +251,6 @@ def check_ranks(settings: dict[str, Any], file: Path | None) -> None:
     :param file: Its checkpoint, if it has one.
     :raises ValueError: If a rank has other settings, or sees another file.
     """
-    own = settings, file is not None and file.exists()
-    for number, other in enumerate(everywhere(own)):
-        differ = sorted(name for name in settings if other[0].get(name) != settings[name])
-        if differ:
-            raise ValueError(
-                f"rank {number} differs in {', '.join(differ)}; all ranks must give fit the same arguments"
-            )
-        if other[1] != own[1]:
-            raise ValueError(f"checkpoint '{file}' is seen by some ranks only; give a path that all of them share")
+    require_same(settings, "fit")
+    if len(set(everywhere(file is not None and file.exists()))) > 1:
+        raise ValueError(f"checkpoint '{file}' is seen by some ranks only; give a path that all of them share")
