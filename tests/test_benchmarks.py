@@ -244,11 +244,18 @@ def margin_drawn(found: Any) -> None:
         assert [round(value, 1) for value in row["curve"]] == pytest.approx(entries, abs=0.1)
 
 
+def one_step(found: Any) -> None:
+    assert [row["eps"] for row in found] == [0.05, 0.1, 0.2]
+    for row in found:
+        assert 0 <= row["knapsack"] <= row["W-FGSM, least lengths"] <= row["ART's FGM, pointwise"] <= 1
+
+
 CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.brackets": brackets,
     "attacks.certificates": certificates,
     "attacks.evaluation": evaluation,
     "attacks.least_distances": least_distances,
+    "attacks.one_step": one_step,
     "attacks.split_mass": split_mass,
     "margin.analysis": margin_analysis,
     "margin.figure": margin_drawn,

@@ -188,7 +188,7 @@ def test_rows_that_name_no_class_are_refused(row):
 @pytest.mark.parametrize("clip_values", [(math.nan, 1.0), (0.0, math.nan), (np.full(30, math.nan), np.ones(30))])
 def test_nan_in_clip_values_is_refused(clip_values):
     classifier = linear_problem(clip_values=clip_values).classifier
-    with pytest.raises(ValueError, match="clip_values hold NaN; allowed are numbers"):
+    with pytest.raises(ValueError, match="clip_values hold NaN; needed are finite ones"):
         WassersteinPGD(classifier, verbose=False).generate(linear_problem().x)
 
 

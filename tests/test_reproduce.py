@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,22 +91,22 @@ def test_an_interrupted_cell_goes_on(folder, monkeypatch, kind, moment):
     whole = Quiet(SMALL, folder / "whole").run(cell)
     assert whole["test"]["clean"] > 0.2
     assert len({record["wp_accuracy"] for record in whole["history"]}) > 1
-    replaced = Path.replace
+    fsync = os.fsync
     left = [moment]
 
-    def stop(self, target):
+    def stop(descriptor):
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
-        return replaced(self, target)
+        fsync(descriptor)
 
-    monkeypatch.setattr(Path, "replace", stop)
+    monkeypatch.setattr(os, "fsync", stop)
     stopped = False
     try:
         Quiet(SMALL, folder / "parts").run(cell)
     except KeyboardInterrupt:
         stopped = True
-    monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(os, "fsync", fsync)
     assert stopped == (moment <= (8 if kind == "after" else 11))
     again = Quiet(SMALL, folder / "parts").run(cell)
     for key in {"test", "epochs", "best_epoch"} & {*whole}:

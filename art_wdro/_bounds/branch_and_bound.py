@@ -29,6 +29,7 @@ from art_wdro._bounds.intervals import Ball, Interval
 from art_wdro._bounds.jacobians import Region, jacobians, propagate
 from art_wdro._bounds.layers import Activation, Node
 from art_wdro._bounds.operator_norms import JacobianNorms, OperatorNorms
+from art_wdro._bounds.pairs import differences, pair_count, pairs_at
 from art_wdro._bounds.random_search import LowerBound, reach
 
 AT_ONCE = 64
@@ -61,13 +62,13 @@ class Piece(NamedTuple):
     end: float
 
 
-@dataclass(order=True)
+@dataclass(order=True, slots=True)
 class Branch:
     """A part of the search: some units on known pieces, or a smaller box.
 
     :param order: The bound of it, negated, by which the search takes branches.
     :param number: In which order they were made.
-    :param pair: Row of the combinations that it is about.
+    :param pair: Number of the pair of classes that it is about.
     :param pieces: Units whose piece is known.
     :param box: Where the inputs are.
     :param split: What it falls into: pieces of one unit, or halves along one input; None if it was not looked into.
@@ -84,47 +85,46 @@ class Branch:
 def largest_jacobian(
     nodes: Sequence[Node],
     ball: Ball,
-    rows: Tensor,
+    classes: int,
     *,
     seconds: float = 10.0,
     branches: int | None = None,
     norms: OperatorNorms | None = None,
 ) -> Bounds:
-    """Bound the largest dual norm of the Jacobians of some combinations of logits over a ball.
+    """Bound the largest dual norm of the Jacobians of differences of two logits over a ball.
 
     :param nodes: The network.
     :param ball: A single ball.
-    :param rows: The combinations c of the logits, (M, K); the largest norm over all of them is bounded.
+    :param classes: K, the number of logits; the largest norm over all pairs of them is bounded.
     :param seconds: Time after which the bounds so far are returned.
     :param branches: Number of branches after which they are; None sets no limit.
     :param norms: What :func:`operator_norms` returned, for several searches in one network; None computes it.
     :return: The bounds, which hold at any time.
     """
-    search = _Search(nodes, ball, rows, time.monotonic() + seconds, norms)
+    search = _Search(nodes, ball, classes, time.monotonic() + seconds, norms)
     search.lower.climb()
-    while search.heap and not search.is_over() and (branches is None or search.count < branches):
-        if -search.heap[0].order <= search.lower.value * (1 + CLOSED):
+    while not search.is_over() and (branches is None or search.count < branches):
+        if search.left() <= search.lower.value * (1 + CLOSED):
             break
-        taken = [heapq.heappop(search.heap) for _ in range(min(AT_ONCE, len(search.heap)))]
-        search.push([child for branch in taken for child in search.parts(branch)])
-    left = max((-branch.order for branch in search.heap), default=0.0)
-    top = max(search.lower.value * (1 + CLOSED), search.settled, left)
-    return Bounds(search.lower.value, top, top <= search.lower.value * (1 + 2 * CLOSED))
+        search.push([child for branch in search.take() for child in search.parts(branch)])
+    top = max(search.lower.value * (1 + CLOSED), search.settled, search.left())
+    return Bounds(search.lower.value, top, top <= search.lower.value * (1 + 2 * CLOSED) < math.inf)
 
 
 class _Search:
     """The state of one search."""
 
     def __init__(
-        self, nodes: Sequence[Node], ball: Ball, rows: Tensor, deadline: float, norms: OperatorNorms | None
+        self, nodes: Sequence[Node], ball: Ball, classes: int, deadline: float, norms: OperatorNorms | None
     ) -> None:
-        self.nodes, self.ball, self.rows, self.deadline = nodes, ball, rows, deadline
+        self.nodes, self.ball, self.classes, self.deadline = nodes, ball, classes, deadline
         self.activations = [i for i, node in enumerate(nodes) if isinstance(node.operation, Activation)]
         self.smooth = any(not self._activation(index).kinks for index in self.activations)
         self.heap: list[Branch] = []
         self.settled = 0.0
         self.count = 0
-        self._numbers = itertools.count()
+        self._pairs, self._begun = pair_count(classes), 0
+        self._numbers = itertools.count(self._pairs)
         region = propagate(nodes, ball.hull())
         self.shapes = [values.lower.shape[1:] for values in region.values]
         self._known: dict[int, Interval] = {}
@@ -132,10 +132,10 @@ class _Search:
             self._known, _, region = unit_bounds(nodes, ball)
         self._norms = JacobianNorms(nodes, region, ball.r, norms)
         self._reach = reach(nodes, region)
-        self.lower = LowerBound(nodes, ball, rows, self._reach, deadline)
-        whole = Interval(*(bound[0] for bound in ball.hull()))
-        for pair, bound in enumerate(self._norms.product(rows).tolist()):
-            heapq.heappush(self.heap, Branch(-bound, next(self._numbers), pair, (), whole))
+        self.lower = LowerBound(nodes, ball, classes, self._reach, deadline)
+        self._whole = Interval(*(bound[0] for bound in ball.hull()))
+        # the same for all pairs, and no part of one has a larger bound
+        self._product = self._norms.product(self._rows([0])).item()
 
     def is_over(self) -> bool:
         """Tell whether the time is over."""
@@ -146,6 +146,25 @@ class _Search:
         assert isinstance(operation, Activation)
         return operation
 
+    def _rows(self, numbers: Sequence[int]) -> Tensor:
+        """Return pairs of classes as combinations of the logits, one a row."""
+        return differences(*pairs_at(torch.tensor(numbers), self.classes), self.classes)
+
+    def left(self) -> float:
+        """Return the largest bound of what is still to be searched."""
+        if self._begun < self._pairs:
+            return self._product
+        return -self.heap[0].order if self.heap else 0.0
+
+    def take(self) -> list[Branch]:
+        """Return the branches with the largest bounds: first the pairs of classes that were not looked into."""
+        numbers = range(self._begun, min(self._begun + AT_ONCE, self._pairs))
+        self._begun += len(numbers)
+        taken = [Branch(-self._product, number, number, (), self._whole) for number in numbers]
+        while self.heap and len(taken) < AT_ONCE:
+            taken.append(heapq.heappop(self.heap))
+        return taken
+
     def push(self, branches: list[Branch]) -> None:
         """Bound branches, and keep those that may hold the largest norm."""
         for start in range(0, len(branches), AT_ONCE):
@@ -155,7 +174,7 @@ class _Search:
         self.count += len(branches)
         inputs = Interval(*(torch.stack([branch.box[side] for branch in branches]) for side in (0, 1)))
         region = propagate(self.nodes, inputs, self._bounds_of(branches))
-        jacobian = jacobians(self.nodes, region, self.rows[[branch.pair for branch in branches]])
+        jacobian = jacobians(self.nodes, region, self._rows([branch.pair for branch in branches]))
         norms = self._norms.bound(jacobian)
         empty = torch.stack([(v.lower > v.upper).flatten(1).any(1) for v in region.values]).any(0)
         centre = self.ball.centre
@@ -196,8 +215,8 @@ class _Search:
         best, chosen = (0.0, 0.0), None
         for index, weight in weights.items():
             slope = region.slopes[index]
-            doubt = (slope.upper - slope.lower)[place] * self._reach[self.nodes[index].inputs[0]]
-            gain = doubt * weight[place]
+            doubt = ((slope.upper - slope.lower)[place] * self._reach[self.nodes[index].inputs[0]]).nan_to_num(0.0)
+            gain = (doubt * weight[place]).nan_to_num(0.0, math.inf)
             # a unit without weight in the Jacobian still decides where the cell lies
             at = int(gain.argmax()) if gain.max() > 0 else int(doubt.argmax())
             most = gain.view(-1)[at].item(), doubt.view(-1)[at].item()

@@ -72,6 +72,8 @@ class Cell:
         objective = np.append(np.zeros(len(lower)), -1.0)
         room, x = 0.0, centre
         for _ in range(CUTS):
+            if not (np.isfinite(matrix).all() and np.isfinite(limits).all()):
+                return 0.0, ball.centre[0]
             left = max(LEAST_SECONDS, deadline - time.monotonic())
             given = np.column_stack([matrix, np.ones(len(matrix))])
             found = linprog(objective, given, limits, bounds=bounds, method="highs", options={"time_limit": left})
@@ -99,8 +101,8 @@ def _normed(matrix: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _affine(activation: object, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """Return slope and offset of an activation on intervals on which it is affine."""
     assert isinstance(activation, Activation)
-    inner = torch.where(
-        torch.isinf(lower), upper - 1.0, torch.where(torch.isinf(upper), lower + 1.0, (lower + upper) / 2)
-    )
+    below, above = upper - 1.0 - upper.abs(), lower + 1.0 + lower.abs()  # beyond what an end rounds
+    inner = torch.where(torch.isinf(lower), below, torch.where(torch.isinf(upper), above, (lower + upper) / 2))
+    inner = torch.where(torch.isinf(lower) & torch.isinf(upper), 0.0, inner)
     slope = activation.slope(inner)
     return slope, activation.apply(inner) - slope * inner

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from art_wdro._bounds.intervals import DIVISOR_FLOOR, Ball, Interval
 from art_wdro._bounds.jacobians import jacobians, propagate
 from art_wdro._bounds.layers import Node
 from art_wdro._bounds.operator_norms import JacobianNorms
+from art_wdro._bounds.pairs import differences, other_classes
 from art_wdro._storage.arrays import parts
 
 TURNS = 10
@@ -25,49 +27,53 @@ NEAR = 1e-4
 SHORTEST = 0.05
 """Least step of the search, in widths of the interval that is left."""
 AT_ONCE = 256
-"""Pairs of classes whose Jacobians are bounded in one pass."""
+"""Pairs of classes whose Jacobians are bounded in one pass, at most."""
 LEAST_POWER, LARGEST_POWER, MULTIPLIERS = -6, 3, 1000
 """The multipliers that the dual tries: powers of ten, in units of the Lipschitz constant, and how many."""
 LARGEST_EXPONENT = 700.0
 """Largest x for which e^x is computed: float64 ends at 709."""
+ENTRIES = 2**20
+"""Numbers in one array of that pass, and constants that are kept, at most."""
 
 
-def class_pairs(classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the differences of every two logits, (K (K - 1) / 2, K), and their first and second classes."""
-    first, second = torch.triu_indices(classes, classes, 1)
-    rows = torch.zeros(len(first), classes, dtype=torch.float64)
-    places = torch.arange(len(first))
-    rows[places, first], rows[places, second] = 1.0, -1.0
-    return rows, first, second
-
-
-def margins_of(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Return z_y - z_j for every other class j as combinations of the logits, (N, K - 1, K), and j, (N, K - 1)."""
-    others = torch.arange(classes - 1).expand(len(labels), -1)
-    others = others + (others >= labels[:, None])
-    rows = torch.zeros(len(labels), classes - 1, classes, dtype=torch.float64)
-    rows.scatter_(2, labels[:, None, None].expand(-1, classes - 1, 1), 1.0)
-    rows.scatter_(2, others[:, :, None], -1.0)
-    return rows, others
-
-
-def pair_constants(nodes: Sequence[Node], box: Interval, classes: int, r: float) -> Tensor:
-    """Bound the Lipschitz constants of all z_j - z_k over a box from above, without a search, (K, K).
+class PairConstants:
+    """Lipschitz constants of the margins over a box, bounded from above without a search, label by label.
 
     :param nodes: The network.
     :param box: Bounds of one input, (1, ...).
     :param classes: K.
     :param r: Exponent of the ground norm.
     """
-    rows, first, second = class_pairs(classes)
-    region = propagate(nodes, box)
-    norms = JacobianNorms(nodes, region, r)
-    found = torch.zeros(classes, classes, dtype=torch.float64)
-    for part in parts(len(rows), AT_ONCE):
-        own = rows[part]
-        bounds = norms.bound(jacobians(nodes, region.repeated(len(own)), own))
-        found[first[part], second[part]] = found[second[part], first[part]] = bounds
-    return found
+
+    def __init__(self, nodes: Sequence[Node], box: Interval, classes: int, r: float) -> None:
+        self._nodes, self._classes = nodes, classes
+        self._region = propagate(nodes, box)
+        self._norms = JacobianNorms(nodes, self._region, r)
+        # a constant says nothing about what overflows
+        self._in_range = all(torch.isfinite(values.lower).all() for values in self._region.values)
+        widest = max(values.lower.numel() for values in self._region.values)
+        self._at_once = min(AT_ONCE, max(1, ENTRIES // widest))
+        self.of: Callable[[int], Tensor] = functools.lru_cache(max(1, ENTRIES // classes))(self._of)
+
+    def _of(self, label: int) -> Tensor:
+        """Return the constants of z_y - z_j for every other class j, (K - 1,)."""
+        labels = torch.tensor([label])
+        others = other_classes(labels, self._classes)[0]
+        found = torch.full((len(others),), math.inf, dtype=torch.float64)
+        if not self._in_range:
+            return found
+        for part in parts(len(others), self._at_once):
+            rows = differences(labels, others[part], self._classes)
+            found[part] = self._norms.bound(jacobians(self._nodes, self._region.repeated(len(rows)), rows))
+        return found
+
+
+def margin_bounds(nodes: Sequence[Node], ball: Ball, labels: Tensor, classes: int) -> Tensor:
+    """Bound z_y - z_j for every other class j from below over balls, (B, K - 1)."""
+    others = other_classes(labels, classes)
+    return output_bounds(
+        nodes, ball, lambda part: differences(labels[:, None], others[:, part], classes), others.shape[1]
+    )
 
 
 def certain_radii(nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: Tensor, largest: Tensor) -> Tensor:
@@ -76,26 +82,25 @@ def certain_radii(nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: 
     :param nodes: The network.
     :param ball: Balls whose centres are the samples, (B, ...); their radii are not read.
     :param labels: Class indices, (B,).
-    :param constants: What :func:`pair_constants` returned.
+    :param constants: What :class:`PairConstants` returned for each label, (B, K - 1).
     :param largest: Radius beyond which is not searched, (B,).
     :return: Radii, (B,): 0 where the sample is misclassified or nothing is certain.
 
     The least margin's bound falls from the margin itself; where it meets 0 is searched by the Illinois rule between a
     radius where it is positive and one where it is not.
     """
-    classes = len(constants)
-    rows, others = margins_of(labels, classes)
 
     def bounds(radius: Tensor, where: Tensor) -> Tensor:
-        found = torch.full(rows.shape[:2], -math.inf, dtype=torch.float64)
+        found = torch.full_like(constants, -math.inf)
         if where.any():
-            found[where] = output_bounds(nodes, ball._replace(radius=radius).rows(where), rows[where])
-        return found.nan_to_num(nan=-math.inf)
+            balls = ball._replace(radius=radius).rows(where)
+            found[where] = margin_bounds(nodes, balls, labels[where], constants.shape[1] + 1)
+        return found
 
     at_centre = bounds(torch.zeros_like(largest), torch.ones_like(labels, dtype=torch.bool))
     low, at_low = torch.zeros_like(largest), at_centre.amin(1)
     standing = at_low > 0
-    by_norms = (at_centre / constants[labels].gather(1, others)).amin(1)
+    by_norms = torch.where(at_centre > 0, at_centre / constants, 0.0).amin(1)
     slopes = (at_centre - bounds(NEAR * largest, standing)) / (NEAR * largest)[:, None]
     guess = (at_centre / slopes.clamp(min=DIVISOR_FLOOR)).amin(1).clamp(max=largest)
     high, at_high = largest.clone(), torch.full_like(largest, -math.inf)
@@ -118,8 +123,7 @@ def certain_radii(nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: 
 
 def worst_losses(nodes: Sequence[Node], ball: Ball, labels: Tensor, classes: int, loss: str) -> Tensor:
     """Bound the loss over balls from above, (B,): the cross-entropy "ce", or "margin", max_j z_j - z_y."""
-    rows, _ = margins_of(labels, classes)
-    behind = -output_bounds(nodes, ball, rows)
+    behind = -margin_bounds(nodes, ball, labels, classes)
     if loss == "margin":
         return behind.amax(1)
     return torch.cat([behind, behind.new_zeros(len(behind), 1)], 1).logsumexp(1)
@@ -142,25 +146,31 @@ def worst_mean(worst: Tensor, radii: Tensor, losses: Tensor, constant: float, ep
 
     Source: Blanchet, Murthy, 2019, arXiv:1604.01446, for the duality.
     """
-    if constant == 0:
+    if constant * eps == 0:
         return float(losses.mean())
     if math.isinf(p):
         within = worst[:, radii >= min(eps, radii[-1].item())][:, 0]
         return float(torch.minimum(within, losses + constant * eps).mean())
+    if math.isinf(constant * eps):
+        return float(worst[:, -1].mean())
     # distances, and the Lipschitz constant, in units of eps
     radii, constant = radii / eps, constant * eps
     inner = torch.cat([radii.new_zeros(1), radii[:-1]])
     # the distance in the ring from which the Lipschitz constant says less than the bound
     enough = torch.minimum(torch.maximum((worst - losses[:, None]) / constant, inner), radii)
     bounds = [worst[:, -1].mean().item()]
-    # the best multiplier for the Lipschitz constant alone is constant / p
-    multipliers = constant * torch.logspace(LEAST_POWER, LARGEST_POWER, MULTIPLIERS, dtype=torch.float64)
-    for multiplier in multipliers.tolist():
-        if p > 1:
-            steepest = math.exp(min(LARGEST_EXPONENT, math.log(constant / (multiplier * p)) / (p - 1)))
-        else:
-            steepest = math.inf if constant > multiplier else 0.0
-        distance = torch.minimum(torch.maximum(radii.new_tensor(steepest), inner), enough)
+    # multipliers in units of the constant; the best one for it alone is 1 / p
+    for factor in torch.logspace(LEAST_POWER, LARGEST_POWER, MULTIPLIERS, dtype=torch.float64).tolist():
+        multiplier = constant * factor
+        distance = torch.minimum(torch.maximum(radii.new_tensor(_turning_point(factor, p)), inner), enough)
         within = torch.minimum(worst, losses[:, None] + constant * distance) - multiplier * distance**p
+        within = within.nan_to_num(math.inf, math.inf, -math.inf)
         bounds.append(multiplier + within.amax(1).mean().item())
     return float(min(bounds))
+
+
+def _turning_point(factor: float, p: float) -> float:
+    """Return the t >= 0 at which t - factor t^p is largest."""
+    if p == 1:
+        return math.inf if factor < 1 else 0.0
+    return math.exp(min(LARGEST_EXPONENT, -math.log(factor * p) / (p - 1)))

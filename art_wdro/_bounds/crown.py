@@ -11,7 +11,7 @@ Source: CROWN, Zhang et al., 2018, arXiv:1811.00866; for graphs with sums, Xu et
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from art_wdro._bounds.layers import RELU, Activation, Affine, Node
 from art_wdro._storage.arrays import parts
 from art_wdro._threat.norms import dual_exponent
 
-AT_ONCE = 2**24
+AT_ONCE = 2**20
 """Numbers in one array of coefficients, at most."""
 
 
@@ -43,16 +43,25 @@ class Lines(NamedTuple):
         return Lines(self.lower_slope, below, self.upper_slope, above)
 
 
-def output_bounds(nodes: Sequence[Node], ball: Ball, rows: Tensor) -> Tensor:
+def output_bounds(nodes: Sequence[Node], ball: Ball, rows: Callable[[slice], Tensor], count: int) -> Tensor:
     """Bound combinations c^T z of the logits from below over balls.
 
     :param nodes: The network.
     :param ball: B balls.
-    :param rows: The combinations, (B, M, K).
+    :param rows: Makes some of the combinations, (B, some, K), when they are needed.
+    :param count: M, the number of combinations.
     :return: Lower bounds, (B, M).
     """
     _, lines, region = unit_bounds(nodes, ball)
-    return _lowest(nodes, rows, ball, lines, region.values)
+    found = torch.zeros(len(ball.centre), count, dtype=torch.float64)
+    for part in parts(count, _rows_at_once(region.values)):
+        found[:, part] = _lowest(nodes, rows(part), ball, lines, region.values)
+    return found
+
+
+def _rows_at_once(values: Sequence[Interval]) -> int:
+    """Return how many combinations of the last node's output are carried back at once."""
+    return max(1, AT_ONCE // max(value.lower.numel() for value in values))
 
 
 def unit_bounds(nodes: Sequence[Node], ball: Ball) -> tuple[dict[int, Interval], dict[int, Lines], Region]:
@@ -86,8 +95,7 @@ def _tighter(
     least, most = activation.slopes(lower, upper)
     undecided = least < most
     order = undecided.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    size = max(math.prod(value.lower.shape[1:]) for value in values[: len(nodes)])
-    for part in parts(int(undecided.sum(1).max()), max(1, AT_ONCE // (len(lower) * size))):
+    for part in parts(int(undecided.sum(1).max()), _rows_at_once(values[: len(nodes)])):
         chosen = order[:, part]
         rows = torch.zeros(*chosen.shape, lower.shape[1], dtype=torch.float64).scatter_(2, chosen[:, :, None], 1.0)
         rows = rows.view(*chosen.shape, *shape[1:])
@@ -150,7 +158,8 @@ def _lowest(nodes: Sequence[Node], rows: Tensor, ball: Ball, lines: dict[int, Li
             adjoints[source] = adjoint if source not in adjoints else adjoints[source] + adjoint
     slope = adjoints[0]
     lowest, largest = _lowest_over(ball, slope)
-    return constant + lowest - WIDENING * (size + largest + constant.abs())
+    found = constant + lowest - WIDENING * (size + largest + constant.abs())
+    return found.nan_to_num(-math.inf, math.inf, -math.inf)
 
 
 def _lowest_over(ball: Ball, slope: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ more than the rounding of sums over 10^5 terms.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from art_wdro._threat.norms import sample_norms
 
 WIDENING = 1e-11
 """Relative width that is added for what rounding may take away."""
+LARGEST = torch.finfo(torch.float32).max
+"""The largest number that a network computes with: what may exceed it may come out as anything."""
 
 INWARD = 1 - 1e-6
 """How far towards the border points of a ball go."""
@@ -34,6 +37,17 @@ class Interval(NamedTuple):
         """Return a slightly larger one, for what float64 rounds away."""
         more = WIDENING * self.largest()
         return Interval(self.lower - more, self.upper + more)
+
+    def sound(self) -> Interval:
+        """Return all numbers where a bound is none, as after an overflow."""
+        return Interval(
+            self.lower.nan_to_num(-math.inf, math.inf, -math.inf), self.upper.nan_to_num(math.inf, math.inf, -math.inf)
+        )
+
+    def within_range(self) -> Interval:
+        """Return all numbers where a bound exceeds what float32 holds, or is none."""
+        beyond = ~(self.largest() <= LARGEST)
+        return Interval(torch.where(beyond, -math.inf, self.lower), torch.where(beyond, math.inf, self.upper))
 
     def repeated(self, count: int) -> Interval:
         """Return bounds that have one row, (1, ...), as often as needed."""

@@ -10,13 +10,14 @@ sums and any activation whose slope is bounded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from art_wdro._bounds.intervals import WIDENING, Interval
+from art_wdro._bounds.intervals import LARGEST, WIDENING, Interval
 from art_wdro._bounds.layers import Activation, Affine, Node
 
 
@@ -53,13 +54,14 @@ def propagate(nodes: Sequence[Node], inputs: Interval, known: dict[int, Interval
             found = _affine(node.operation, values[node.inputs[0]])
         elif isinstance(node.operation, Activation):
             before = values[node.inputs[0]]
-            slopes[index] = Interval(*node.operation.slopes(*before))
+            slopes[index] = Interval(*node.operation.slopes(*before)).sound()
             found = Interval(*node.operation.values(*before))
             if not node.operation.kinks:
                 slopes[index], found = slopes[index].widened(), found.widened()
         else:
             parts = [values[source] for source in node.inputs]
             found = Interval(sum(p.lower for p in parts), sum(p.upper for p in parts)).widened()  # type: ignore[arg-type]
+        found = found.within_range()
         if known is not None and index in known:
             found = Interval(
                 torch.maximum(found.lower, known[index].lower), torch.minimum(found.upper, known[index].upper)
@@ -72,7 +74,7 @@ def _affine(operation: Affine, x: Interval) -> Interval:
     centre, radius = (x.lower + x.upper) / 2, ((x.upper - x.lower) / 2).abs()
     middle, reach = operation.apply(centre), operation.absolute(radius)
     size = operation.absolute(centre.abs())  # what rounding is relative to
-    reach = reach + WIDENING * (reach + size + middle.abs())
+    reach = torch.where(size + reach > LARGEST, math.inf, reach + WIDENING * (reach + size + middle.abs()))
     return Interval(middle - reach, middle + reach)
 
 
@@ -110,13 +112,13 @@ def jacobians(nodes: Sequence[Node], region: Region, rows: Tensor) -> Jacobian:
             adjoint = _transposed(node.operation, region.values[node.inputs[0]].lower.shape[1:], adjoint)
         elif isinstance(node.operation, Activation):
             weights[index] = adjoint.largest()
-            adjoint = adjoint.times(region.slopes[index])
+            adjoint = adjoint.times(region.slopes[index]).sound()
         for source in node.inputs:
             earlier = adjoints.get(source)
             adjoints[source] = (
                 adjoint
                 if earlier is None
-                else Interval(earlier.lower + adjoint.lower, earlier.upper + adjoint.upper).widened()
+                else Interval(earlier.lower + adjoint.lower, earlier.upper + adjoint.upper).widened().sound()
             )
     cuts[0] = adjoints[0].largest()
     return Jacobian(adjoints[0], weights, cuts)
@@ -128,4 +130,4 @@ def _transposed(operation: Affine, shape: torch.Size, adjoint: Interval) -> Inte
     middle = operation.transposed(centre, shape)
     reach, size = (operation.absolute_transposed(values, shape) for values in (radius, centre.abs()))
     reach = reach + WIDENING * (reach + size)
-    return Interval(middle - reach, middle + reach)
+    return Interval(middle - reach, middle + reach).sound()

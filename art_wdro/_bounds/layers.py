@@ -17,7 +17,11 @@ from torch.nn import functional as F
 Map = Callable[[Tensor], Tensor]
 Pull = Callable[[Tensor, torch.Size], Tensor]
 """From what a map's output is multiplied with, (N, ...), and the shape of one input, to the same for its input."""
+FLAT = 1e3
+"""Size of an input from which on GELU and SiLU are 0 or the identity in float64."""
 
+SOFTPLUS_LARGEST = 88
+"""Largest threshold of a Softplus with bounds: beyond it torch's exponential overflows float32."""
 SOFTPLUS_THRESHOLD = 20
 """Least threshold of a Softplus with bounds: torch jumps to the identity there, by less than float32 rounds."""
 
@@ -30,12 +34,14 @@ class Affine:
     :param absolute: x -> |W| x.
     :param pull: a -> W^T a of a layer with weights; None leaves it to autograd.
     :param pull_absolute: a -> |W|^T a.
+    :param products: Multiplications that it takes for one sample, those by single numbers a unit apart.
     """
 
     apply: Map
     absolute: Map
     pull: Pull | None = None
     pull_absolute: Pull | None = None
+    products: int = 0
 
     def transposed(self, adjoint: Tensor, shape: torch.Size) -> Tensor:
         """Return W^T a, (N, *shape)."""
@@ -44,10 +50,6 @@ class Affine:
     def absolute_transposed(self, adjoint: Tensor, shape: torch.Size) -> Tensor:
         """Return |W|^T a, (N, *shape)."""
         return (self.pull_absolute or _pulled(self.absolute))(adjoint, shape)
-
-    def linear(self, x: Tensor) -> Tensor:
-        """Return Wx."""
-        return self.apply(x) - self.apply(torch.zeros_like(x))
 
 
 def _pulled(apply: Map) -> Pull:
@@ -68,12 +70,14 @@ class Activation:
     :param slope: Its derivative.
     :param turns: Where the derivative has its local extrema or jumps, in order.
     :param kinks: Where it jumps: the function is affine between kinks if it has any.
+    :param steps: Its derivative before, between and after the kinks.
     """
 
     apply: Map
     slope: Map
     turns: tuple[float, ...] = ()
     kinks: tuple[float, ...] = ()
+    steps: tuple[float, ...] = ()
 
     @property
     def pieces(self) -> list[tuple[float, float]]:
@@ -84,8 +88,8 @@ class Activation:
         """Return the least and the largest derivative inside [lower, upper]; at a kink itself both sides count."""
         if self.kinks:
             least, most = torch.full_like(lower, math.inf), torch.full_like(lower, -math.inf)
-            for start, end in self.pieces:
-                value = self.slope(lower.new_tensor(_between(start, end)))
+            for (start, end), step in zip(self.pieces, self.steps, strict=True):
+                value = lower.new_tensor(step)
                 inside = (lower < end) & (upper > start)
                 point = (lower == upper) & (lower <= end) & (upper >= start)
                 least = torch.where(inside | point, torch.minimum(least, value), least)
@@ -110,12 +114,6 @@ class Activation:
         below = torch.maximum(first + least * width, last - most * width)
         above = torch.minimum(first + most * width, last - least * width)
         return torch.where(monotone, low, below), torch.where(monotone, high, above)
-
-
-def _between(start: float, end: float) -> float:
-    if math.isinf(start):
-        return end - 1.0
-    return start + 1.0 if math.isinf(end) else (start + end) / 2
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,8 @@ def run(nodes: Sequence[Node], x: Tensor, pieces: Pieces | None = None) -> list[
     return values
 
 
-ABSOLUTE = Activation(torch.abs, lambda x: torch.where(x > 0, 1.0, -1.0).to(x.dtype), kinks=(0.0,))
-RELU = Activation(torch.relu, lambda x: (x > 0).to(x.dtype), kinks=(0.0,))
+ABSOLUTE = Activation(torch.abs, lambda x: torch.where(x > 0, 1.0, -1.0).to(x.dtype), kinks=(0.0,), steps=(-1.0, 1.0))
+RELU = Activation(torch.relu, lambda x: (x > 0).to(x.dtype), kinks=(0.0,), steps=(0.0, 1.0))
 
 
 def _leaky(slope: float) -> Activation:
@@ -159,21 +157,30 @@ def _leaky(slope: float) -> Activation:
         lambda x: F.leaky_relu(x, slope),
         lambda x: torch.where(x > 0, x.new_ones(()), x.new_tensor(slope)),
         kinks=(0.0,),
+        steps=(slope, 1.0),
     )
 
 
 def _hardtanh(low: float, high: float) -> Activation:
     return Activation(
-        lambda x: x.clamp(low, high), lambda x: ((x > low) & (x < high)).to(x.dtype), kinks=(float(low), float(high))
+        lambda x: x.clamp(low, high),
+        lambda x: ((x > low) & (x < high)).to(x.dtype),
+        kinks=(float(low), float(high)),
+        steps=(0.0, 1.0, 0.0),
     )
 
 
 def _softplus(beta: float, threshold: float) -> Activation:
-    """Return log(1 + e^(beta x)) / beta; torch jumps to x at the threshold."""
-    if threshold < SOFTPLUS_THRESHOLD:
-        raise ValueError(
-            f"the network holds Softplus with threshold={threshold:g}; allowed is {SOFTPLUS_THRESHOLD} or more"
-        )
+    """Return log(1 + e^(beta x)) / beta.
+
+    Torch jumps to x at the threshold: from 20 on by less than float32 rounds; beyond 88 its exponential overflows.
+    """
+    if not threshold >= SOFTPLUS_THRESHOLD:
+        raise ValueError(f"the network holds Softplus with threshold={threshold:g}; allowed is 20 or more")
+    if not threshold <= SOFTPLUS_LARGEST:
+        raise ValueError(f"the network holds Softplus with threshold={threshold:g}; allowed is 88 or less")
+    if beta == 0:
+        raise ValueError("the network holds Softplus with beta=0; allowed is any other number")
     return Activation(
         lambda x: torch.logaddexp(beta * x, torch.zeros_like(x)) / beta, lambda x: torch.sigmoid(beta * x)
     )
@@ -184,13 +191,18 @@ def _gelu(approximate: str) -> Activation:
         raise ValueError(f"the network holds GELU with approximate={approximate!r}; allowed is 'none'")
     root = math.sqrt(2.0)
 
+    def apply(x: Tensor) -> Tensor:
+        return x * torch.erfc(-x / root) / 2  # torch's own loses its digits far below 0
+
     def slope(x: Tensor) -> Tensor:
+        x = x.clamp(-FLAT, FLAT)
         return torch.erfc(-x / root) / 2 + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
-    return Activation(F.gelu, slope, turns=(-root, root))
+    return Activation(apply, slope, turns=(-root, root))
 
 
 def _silu_slope(x: Tensor) -> Tensor:
+    x = x.clamp(-FLAT, FLAT)
     return torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))
 
 

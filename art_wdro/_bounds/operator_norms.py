@@ -17,14 +17,15 @@ from torch import Tensor
 from art_wdro._bounds.intervals import WIDENING
 from art_wdro._bounds.jacobians import Jacobian, Region
 from art_wdro._bounds.layers import Affine, Node
+from art_wdro._storage.arrays import parts
 from art_wdro._threat.norms import dual_exponent, sample_norms
 
 DENSE = 2**25
 """Entries of the largest matrix whose spectral norm is computed; beyond, a bound by row and column sums serves."""
-
 GRAM_ROUNDING = 1e-12
 """Error of the largest eigenvalue of a Gram matrix, relative to its largest row sum, for each of its rows."""
-
+ENTRIES = 2**20
+"""Numbers in one array from which a part of such a matrix is made, at most."""
 OPERATOR_NORMS = (1.0, 2.0, math.inf)
 """Exponents for which operator norms are bounded; other ground norms are compared with these."""
 OperatorNorms = dict[int, dict[float, float]]
@@ -75,13 +76,24 @@ def _norms_of(operation: Affine, shape: torch.Size) -> dict[float, float]:
     columns = operation.absolute_transposed(torch.ones_like(out), shape).max().item()
     spectral = math.sqrt(rows * columns)
     if operation.pull is not None and ones.numel() * out.numel() <= DENSE:
-        spectral = _spectral_norm(operation.linear(torch.eye(ones.numel(), dtype=ones.dtype).view(-1, *shape)))
+        spectral = _spectral_norm(_matrix(operation, shape, out.shape[1:]))
     return {1.0: columns, 2.0: spectral, math.inf: rows}
 
 
-def _spectral_norm(columns: Tensor) -> float:
-    matrix = columns.flatten(1)
+def _matrix(operation: Affine, shape: torch.Size, out: torch.Size) -> Tensor:
+    """Return W, (outputs, inputs), from the transposed map: forwards a large bias would take the weights' digits."""
+    rows = []
+    for part in parts(out.numel(), max(1, ENTRIES // out.numel())):
+        units = torch.zeros(part.stop - part.start, out.numel(), dtype=torch.float64)
+        units[:, part] = torch.eye(len(units), dtype=torch.float64)
+        rows.append(operation.transposed(units.view(-1, *out), shape).flatten(1))
+    return torch.cat(rows)
+
+
+def _spectral_norm(matrix: Tensor) -> float:
     gram = matrix.T @ matrix if matrix.shape[0] > matrix.shape[1] else matrix @ matrix.T
+    if not torch.isfinite(gram).all():
+        return math.inf
     rounding = GRAM_ROUNDING * len(gram) * gram.abs().sum(1).max().item()
     return math.sqrt(torch.linalg.eigvalsh(gram)[-1].clamp(min=0.0).item() + rounding)
 
@@ -107,7 +119,7 @@ class JacobianNorms:
         """Return the bound for combinations of the logits, (M, K), by the product of operator norms alone, (M,)."""
         exponents = (self.r,) if self.r in OPERATOR_NORMS else OPERATOR_NORMS
         found = [sample_norms(rows, dual_exponent(t)) * self.constants[t][-1] * self.factors[t] for t in exponents]
-        return torch.stack(found).amin(0)
+        return torch.stack(found).nan_to_num(math.inf, math.inf).amin(0)
 
     def bound(self, jacobian: Jacobian) -> Tensor:
         """Return the least bound over all ways to cut the network in two, (B,)."""
@@ -116,4 +128,4 @@ class JacobianNorms:
             for index, weights in jacobian.cuts.items()
             for t in OPERATOR_NORMS
         ]
-        return torch.stack(found).amin(0) * (1 + WIDENING)
+        return torch.stack(found).nan_to_num(math.inf, math.inf).amin(0) * (1 + WIDENING)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from art_wdro._bounds.intervals import Ball
 from art_wdro._bounds.jacobians import Region
 from art_wdro._bounds.layers import Activation, Affine, Node, run
 from art_wdro._storage.arrays import parts
-from art_wdro._threat.norms import dual_exponent, sample_norms
+from art_wdro._threat.norms import dual_exponent
 
 NEAR = 1e-9
 """How near to a kink an input is too near, relative to how far units move over the ball."""
@@ -23,7 +24,7 @@ CLIMB = 20
 """Rounds of a random search that starts from them."""
 PATIENCE = 3
 """Rounds without a gain after which it stops."""
-ENTRIES = 2**24
+ENTRIES = 2**21
 """Numbers in one array of gradients, at most."""
 
 
@@ -31,18 +32,18 @@ class LowerBound:
     """The largest norm at inputs that were visited so far."""
 
     def __init__(
-        self, nodes: Sequence[Node], ball: Ball, rows: Tensor, reach: Sequence[Tensor], deadline: float
+        self, nodes: Sequence[Node], ball: Ball, classes: int, reach: Sequence[Tensor], deadline: float
     ) -> None:
         """Begin at 0.
 
         :param nodes: The network.
         :param ball: A single ball.
-        :param rows: The combinations of the logits, (M, K).
+        :param classes: K, the number of logits.
         :param reach: What :func:`reach` returned.
         :param deadline: Monotonic time after which nothing more is visited.
         """
         self.value = 0.0
-        self._nodes, self._ball, self._rows, self._reach, self._deadline = nodes, ball, rows, reach, deadline
+        self._nodes, self._ball, self._classes, self._reach, self._deadline = nodes, ball, classes, reach, deadline
         self._width = (ball.hull().upper - ball.hull().lower).max().item()
 
     def climb(self) -> None:
@@ -68,21 +69,18 @@ class LowerBound:
         They count inside the ball, and off the kinks, where a derivative may be that of a cell beyond the ball.
         """
         found = torch.zeros(len(x), dtype=torch.float64)
-        for part in parts(len(x), max(1, ENTRIES // (len(self._rows) * x[0].numel()))):
+        for part in parts(len(x), max(1, ENTRIES // (self._classes * x[0].numel()))):
             if not self._is_over():
-                found[part] = self._norms_at(x[part])
+                found[part] = torch.where(self._off_kinks(x[part]), self._norms_at(x[part]), 0.0)
         found = torch.where(self._ball.outside(x) <= 0, found, 0.0)
         self.value = max(self.value, found.max().item())
         return found
 
-    def _norms_at(self, x: Tensor) -> Tensor:
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
+    def _off_kinks(self, x: Tensor) -> Tensor:
+        """Tell at which inputs no unit is near a kink, (B,)."""
+        found = torch.ones(len(x), dtype=torch.bool)
+        with torch.no_grad():
             values = run(self._nodes, x)
-            logits = values[-1]
-            gradients = [torch.autograd.grad(z.sum(), x, retain_graph=True)[0].flatten(1) for z in logits.unbind(1)]
-        margins = torch.einsum("mk,bkd->bmd", self._rows, torch.stack(gradients, 1))
-        norms = sample_norms(margins.flatten(0, 1), dual_exponent(self._ball.r)).view(len(x), -1).amax(1)
         for node in self._nodes:
             if not isinstance(node.operation, Activation):
                 continue
@@ -90,8 +88,49 @@ class LowerBound:
             size = self._reach[source] * self._width
             for kink in node.operation.kinks:
                 near = ((values[source] - kink).abs() <= NEAR * size) & (size > 0)
-                norms = torch.where(near.flatten(1).any(1), 0.0, norms)
-        return norms.detach()
+                found &= ~near.flatten(1).any(1)
+        return found
+
+    def _norms_at(self, x: Tensor) -> Tensor:
+        """Return the largest norms over the pairs of classes that there was time for, 0 where one overflows, (B,)."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = run(self._nodes, x)[-1]
+        norms = torch.zeros(len(x), dtype=torch.float64)
+        blocks = parts(self._classes, max(1, ENTRIES // x.numel()))
+        for place, block in enumerate(blocks):
+            first = self._gradients(logits, x, block)
+            norms = torch.maximum(norms, self._farthest(first, first))
+            for other in blocks[place + 1 :]:
+                if self._is_over():
+                    break
+                norms = torch.maximum(norms, self._farthest(first, self._gradients(logits, x, other)))
+        return torch.where(torch.isfinite(norms), norms, 0.0)
+
+    def _gradients(self, logits: Tensor, x: Tensor, block: slice) -> Tensor:
+        """Return gradients of a block of logits, (B, some, D): of those that there is time for, one at least."""
+        # in one piece, lest rows between larger arrays keep those from being given back
+        found = x.new_zeros(len(x), block.stop - block.start, x[0].numel())
+        for place, label in enumerate(range(block.start, block.stop)):
+            if place and self._is_over():
+                return found[:, :place]
+            with torch.enable_grad():
+                own = logits[:, label].sum()
+            found[:, place] = torch.autograd.grad(own, x, retain_graph=True)[0].flatten(1)
+        return found
+
+    def _farthest(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the largest dual norm of a difference between rows of the two, (B,); inf after an overflow."""
+        found = first.new_zeros(len(first))
+        for part in parts(first.shape[1], max(1, ENTRIES // second[..., 0].numel())):
+            # torch's other mode, by products, loses half the digits
+            mode = "donot_use_mm_for_euclid_dist"
+            norms = torch.cdist(first[:, part], second, p=dual_exponent(self._ball.r), compute_mode=mode)
+            found = torch.maximum(found, norms.flatten(1).amax(1))
+            if self._is_over():
+                break
+        finite = torch.isfinite(first).flatten(1).all(1) & torch.isfinite(second).flatten(1).all(1)
+        return torch.where(finite, found, math.inf)
 
     def _is_over(self) -> bool:
         return time.monotonic() > self._deadline
@@ -109,4 +148,4 @@ def reach(nodes: Sequence[Node], region: Region) -> list[Tensor]:
             sizes.append(sizes[node.inputs[0]] * region.slopes[index].largest())
         else:
             sizes.append(torch.stack([sizes[source] for source in node.inputs]).sum(0))
-    return [size[0] for size in sizes]
+    return [size[0].nan_to_num(math.inf, math.inf) for size in sizes]

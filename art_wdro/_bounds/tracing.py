@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -67,6 +68,9 @@ def graph_of(
         shift, scale = standardisation[0].double(), 1 / standardisation[1].double()
         nodes.append(Node((0,), Affine(lambda x: (x - shift) * scale, lambda x: x * scale.abs())))
     try:
+        if standardisation is not None:
+            like = torch.zeros(1, *shape, dtype=torch.float64)
+            _require_finite(nodes[-1].operation, like, "the classifier's preprocessing=(mean, std)")
         return _Tracer(traced, nodes).run(shape)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(f"the network holds steps that bounds do not know: {error}") from error
@@ -142,7 +146,10 @@ class _Tracer:
                 raise ValueError("the network adds layers of unequal shapes; allowed are sums of equal ones")
             self._append(step, Node(inputs))
         elif len(sources) == 1:
-            self._append(step, Node(inputs, self._operation(step, target, arguments, keywords)))
+            like = self.values[sources[0]][:1]
+            operation = self._operation(step, target, like, arguments, keywords)
+            _require_finite(operation, like, f"the network's {_name_of(target)}")
+            self._append(step, Node(inputs, operation))
         else:
             raise self._unsupported(target)
 
@@ -150,33 +157,38 @@ class _Tracer:
         self.nodes.append(node)
         self.indices[step] = len(self.nodes) - 1
 
-    def _operation(self, step: fx.Node, target: Any, arguments: Any, keywords: Any) -> Affine | Activation:
+    def _operation(
+        self, step: fx.Node, target: Any, like: Tensor, arguments: Any, keywords: Any
+    ) -> Affine | Activation:
         shape = self.values[step].shape[1:]
         if isinstance(target, nn.Module):
-            return self._of_module(step, target, shape)
+            return self._of_module(target, like, shape)
         if target in FUNCTIONS and step.args[0] in self.indices:
             return FUNCTIONS[target](*arguments[1:], **keywords)
         if target in RESHAPING or target is torch.flatten:
             return _reshape(shape)
+        if keywords.get("dtype") is not None:
+            raise ValueError(f"the network holds {_name_of(target)} with dtype={keywords['dtype']}; allowed is none")
         if target in MEAN_FUNCTIONS or target is torch.mean:
-            return _same(lambda x: target(x, *arguments[1:], **keywords))
+            return _mean(lambda x: target(x, *arguments[1:], **keywords), like)
         if target in MEAN_METHODS:
-            return _same(lambda x: getattr(x, target)(*arguments[1:], **keywords))
+            return _mean(lambda x: getattr(x, target)(*arguments[1:], **keywords), like)
         if len(arguments) == 2 and not keywords:
             found = _arithmetic(target, step.args[0] in self.indices, *arguments)
             if found is not None:
                 return found
         raise self._unsupported(target)
 
-    def _of_module(self, step: fx.Node, module: Any, shape: torch.Size) -> Affine | Activation:
+    def _of_module(self, module: Any, like: Tensor, shape: torch.Size) -> Affine | Activation:
         if type(module) in ACTIVATIONS:
             return ACTIVATIONS[type(module)](module)
         if type(module) in WEIGHTED and getattr(module, "padding_mode", "zeros") == "zeros":
             absolute: Any = copy.deepcopy(module.requires_grad_(False))
             absolute.weight = nn.Parameter(module.weight.abs(), requires_grad=False)
             absolute.bias = None
-            size = self.values[step.all_input_nodes[0]].shape[1:].numel(), shape.numel()
-            return Affine(module, absolute, _pull(module, *size), _pull(absolute, *size))
+            size = like.numel(), shape.numel()
+            products = math.prod(size) if _is_matrix(module, *size) else size[1] * module.weight[0].numel()
+            return Affine(module, absolute, _pull(module, *size), _pull(absolute, *size), products)
         if isinstance(module, NORMS) and module.running_var is not None and module.running_mean is not None:
             scale = 1 / torch.sqrt(module.running_var + module.eps)
             scale = scale if module.weight is None else scale * module.weight.detach()
@@ -186,7 +198,7 @@ class _Tracer:
         if isinstance(module, RESHAPES):
             return _reshape(shape)
         if isinstance(module, MEANS):
-            return _same(module)
+            return _mean(module, like)
         raise self._unsupported(module)
 
     @staticmethod
@@ -196,11 +208,25 @@ class _Tracer:
             return ValueError(
                 f"the network holds {type(target).__name__} with padding_mode={mode!r}; allowed is 'zeros'"
             )
-        name = target if isinstance(target, (str, nn.Module)) else getattr(target, "__name__", target)
         return ValueError(
-            f"the network holds {name}; allowed are linear layers, convolutions, batch norms, average pools, reshapes, "
-            "sums, abs, ReLU, LeakyReLU, ReLU6, Hardtanh, Softplus, GELU, SiLU, Tanh and Sigmoid"
+            f"the network holds {_name_of(target)}; allowed are linear layers, convolutions, batch norms, average "
+            "pools, reshapes, sums, abs, ReLU, LeakyReLU, ReLU6, Hardtanh, Softplus, GELU, SiLU, Tanh and Sigmoid"
         )
+
+
+def _name_of(target: Any) -> str:
+    return str(target if isinstance(target, (str, nn.Module)) else getattr(target, "__name__", target))
+
+
+def _require_finite(operation: Any, like: Tensor, name: str) -> None:
+    """Refuse a step whose numbers are not finite: its weights, constants or parameters, or sums of its weights."""
+    zero, one = torch.zeros_like(like), torch.ones_like(like)
+    if isinstance(operation, Affine):
+        found = [operation.apply(zero), operation.absolute(one)]
+    else:
+        found = [function(point) for function in (operation.apply, operation.slope) for point in (-one, zero, one)]
+    if not all(torch.isfinite(numbers).all() for numbers in found):
+        raise ValueError(f"{name} holds NaN, inf or a division by 0; needed are finite numbers")
 
 
 def _refuse_writes(traced: fx.GraphModule) -> None:
@@ -226,7 +252,7 @@ def _pull(module: Any, inputs: int, outputs: int) -> Pull | None:
     """Return W^T of a linear layer, or of a convolution with so many inputs and outputs a sample."""
     if isinstance(module, nn.Linear):
         return lambda adjoint, shape: adjoint @ module.weight
-    if inputs <= FAN_INS * module.weight[0].numel() and inputs * outputs <= ENTRIES:
+    if _is_matrix(module, inputs, outputs):
         matrix = functools.cache(lambda shape: _matrix(module, shape))
         return lambda adjoint, shape: (adjoint.flatten(1) @ matrix(shape)).view(-1, *shape)
     if isinstance(module.padding, str):
@@ -239,6 +265,12 @@ def _pull(module: Any, inputs: int, outputs: int) -> Pull | None:
         return found
 
     return pull
+
+
+def _is_matrix(module: Any, inputs: int, outputs: int) -> bool:
+    """Tell whether a layer is applied backwards as a matrix."""
+    few = inputs <= FAN_INS * module.weight[0].numel() and inputs * outputs <= ENTRIES
+    return not isinstance(module, nn.Linear) and few
 
 
 def _matrix(module: nn.Module, shape: torch.Size) -> Tensor:
@@ -259,13 +291,19 @@ def _same(apply: Map) -> Affine:
     return Affine(apply, apply)
 
 
+def _mean(apply: Map, like: Tensor) -> Affine:
+    """Return a mean or sum of numbers; average pools may divide by a negative number."""
+    positive = bool((apply(torch.ones_like(like)) >= 0).all())
+    return Affine(apply, apply if positive else lambda x: -apply(x))
+
+
 def _arithmetic(target: Any, first: bool, left: Any, right: Any) -> Affine | None:
     """Return the map of a sum, difference, product or quotient with a constant."""
     constant = right if first else left
     if target in SUMS:
-        return Affine(lambda x: x + constant, lambda x: x)
+        return Affine(lambda x: x + constant, lambda x: x + 0 * constant)
     if target in (operator.sub, operator.isub, torch.sub, "sub"):
-        return Affine(lambda x: x - constant if first else constant - x, lambda x: x)
+        return Affine(lambda x: x - constant if first else constant - x, lambda x: x + 0 * constant)
     if target in (operator.mul, operator.imul, torch.mul, "mul"):
         return Affine(lambda x: x * constant, lambda x: x * abs(constant))
     if target in (operator.truediv, torch.div, torch.true_divide, "div") and first:

@@ -106,6 +106,21 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 @contextmanager
+def eager(classifier: PyTorchClassifier) -> Iterator[None]:
+    """Put the network as it was before `torch.compile` in a classifier's place of it, for passes of another size."""
+    model = network(classifier)
+    if not is_compiled(model):
+        yield
+        return
+    with lock_of(model):
+        try:
+            classifier._model._model = model._orig_mod
+            yield
+        finally:
+            classifier._model._model = model
+
+
+@contextmanager
 def _quietly(compiled: bool) -> Iterator[None]:
     """Keep torch's compiler from warning of the gradient of its input, which it asks for and nobody wants."""
     if not compiled:
@@ -219,7 +234,7 @@ def box(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
     if classifier.clip_values is None:
         return None
     if any(np.isnan(np.asarray(bound, dtype=float)).any() for bound in classifier.clip_values):
-        raise ValueError("clip_values hold NaN; allowed are numbers, inf included")
+        raise ValueError("clip_values hold NaN; needed are finite ones, or inf where there is no bound")
     lower, upper = (_bound(value, tuple(classifier.input_shape)) for value in classifier.clip_values)
     return lower.to(classifier.device), upper.to(classifier.device)
 

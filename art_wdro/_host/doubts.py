@@ -44,12 +44,12 @@ def doubts(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> list[st
     :param batch_size: Samples in one pass.
     :raises ValueError: If its network cannot be run on them.
     """
-    compiled = host.is_compiled(host.network(classifier))
-    few = x[: batch_size if compiled else min(FEW, batch_size)].to(classifier.device)
+    few = x[: min(FEW, batch_size)].to(classifier.device)
     if len(few) == 0:
         return []
-    function, found = host.logits_of(classifier), []
-    with host.undisturbed(classifier, batch_size), torch.no_grad():
+    found = []
+    with host.eager(classifier), host.undisturbed(classifier, batch_size), torch.no_grad():
+        function = host.logits_of(classifier)
         first, second = (_run(classifier, few) for _ in range(2))
         if are_probabilities(first):
             found.append(PROBABILITIES)
@@ -90,8 +90,8 @@ def disagreement(classifier: PyTorchClassifier, x: Tensor, labels: Tensor, batch
     x, right = x[:SCORED], labels[:SCORED].cpu().numpy()
     if len(x) == 0:
         return None
-    function = host.logits_of(classifier)
-    with host.undisturbed(classifier, batch_size), torch.no_grad():
+    with host.eager(classifier), host.undisturbed(classifier, batch_size), torch.no_grad():
+        function = host.logits_of(classifier)
         parts = [predicted(function(part)) for _, part in host.batches_of(classifier, batch_size, x)]
         by_logits = torch.cat(parts).cpu().numpy()
         try:

@@ -9,7 +9,6 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_wdro._bounds.branch_and_bound import Bounds, largest_jacobian
-from art_wdro._bounds.certified import class_pairs
 from art_wdro._bounds.layers import run
 from art_wdro._bounds.operator_norms import operator_norms
 from art_wdro._host import arguments
@@ -73,12 +72,12 @@ def lipschitz_certificate(
             f"x is {'None' if x is None else 'given'} and radius is {radius!r}; allowed are both, or none for the box"
         )
     box = finite_box(classifier)
-    rows = class_pairs(classifier.nb_classes)[0]
+    classes = classifier.nb_classes
     if x is None:
         nodes = traced_graph(classifier, box)
         half = (box.upper - box.lower) / 2
         ball = balls_around((box.lower + half)[None], radius_of(half, r)[None], r, box)
-        return LipschitzCertificate(*largest_jacobian(nodes, ball, rows, seconds=seconds, branches=branches))
+        return LipschitzCertificate(*largest_jacobian(nodes, ball, classes, seconds=seconds, branches=branches))
     inputs = as_inputs(classifier, x).double().cpu()
     radii = radii_of("radius", radius, len(inputs)).clamp(max=radius_of(box.upper - box.lower, r))
     nodes = traced_graph(classifier, box, inputs)
@@ -87,5 +86,6 @@ def lipschitz_certificate(
     found: list[Bounds] = []
     for centre, own in zip(inputs, radii, strict=True):
         ball = balls_around(centre[None], own[None], r, box)
-        found.append(largest_jacobian(nodes, ball, rows, seconds=seconds, branches=branches, norms=norms))
-    return LipschitzCertificate(*(np.array([bounds[column] for bounds in found]) for column in range(3)))
+        found.append(largest_jacobian(nodes, ball, classes, seconds=seconds, branches=branches, norms=norms))
+    columns = zip((float, float, bool), range(3), strict=True)
+    return LipschitzCertificate(*(np.array([bounds[at] for bounds in found], dtype) for dtype, at in columns))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from art_wdro._bounds.certified import worst_losses, worst_mean
-from art_wdro._bounds.layers import run
+from art_wdro._bounds.layers import Node, run
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
-from art_wdro._ranks import all_rows
+from art_wdro._ranks import all_rows, count, gathered, together
 from art_wdro._storage.arrays import parts
 from art_wdro.certificates._lipschitz import lipschitz_certificate
 from art_wdro.certificates._problem import balls_around, certified_problem, radius_of
@@ -82,13 +83,16 @@ def loss_certificate(
     seconds = arguments.real("seconds", seconds, 0.0, infinite=True)
     constant = None if constant is None else arguments.real("constant", constant, 0.0)
     inputs, labels, nodes, box = certified_problem(classifier, x, y)
-    if constant is None:
-        constant = lipschitz_certificate(classifier, norm=r, seconds=seconds).upper
-    with torch.no_grad():
-        logits = torch.cat([run(nodes, inputs[part])[-1] for part in parts(len(inputs), batch_size)])
-    own = logits.gather(1, labels[:, None])
-    margins = (logits - own).scatter(1, labels[:, None], -math.inf).amax(1)
-    losses = margins if loss == "margin" else cross_entropy(logits, labels, reduction="none")
+    if count(len(inputs)) == 0:
+        raise ValueError("x has no samples on any rank; needed is at least one")
+    with together():
+        if constant is None:
+            constant = lipschitz_certificate(classifier, norm=r, seconds=seconds).upper
+    # each rank's search stops elsewhere, and all bounds hold
+    constant = gathered(torch.tensor([constant], dtype=torch.float64)).min().item()
+    losses = torch.zeros(len(inputs), dtype=torch.float64)
+    for part in parts(len(inputs), batch_size):
+        losses[part] = _losses(nodes, inputs[part], labels[part], loss)
     size = radius_of(box.upper - box.lower, r)
     eps = min(eps, size.item())  # nothing can go farther
     radii = _rings(eps, size.item())
@@ -99,12 +103,23 @@ def loss_certificate(
             bounds[part, column] = worst_losses(nodes, balls, labels[part], classifier.nb_classes, loss)
     losses, bounds = all_rows(losses)[0], torch.stack([all_rows(column)[0] for column in bounds.unbind(1)], 1)
     clean = losses.mean().item()
-    by_lipschitz = clean + eps * constant
+    by_lipschitz = clean if eps == 0 else clean + eps * constant
     by_radii = clean if eps == 0 else worst_mean(bounds, radii, losses, constant, eps, p)
     return LossCertificate(clean, min(by_lipschitz, by_radii), by_lipschitz, by_radii)
 
 
+def _losses(nodes: Sequence[Node], inputs: Tensor, labels: Tensor, loss: str) -> Tensor:
+    """Return the loss of every sample, (B,)."""
+    with torch.no_grad():
+        logits = run(nodes, inputs)[-1]
+    if loss == "ce":
+        return cross_entropy(logits, labels, reduction="none")
+    own = logits.gather(1, labels[:, None])
+    return (logits - own).scatter(1, labels[:, None], -math.inf).amax(1)
+
+
 def _rings(eps: float, size: float) -> Tensor:
     """Return the radii at which losses are bounded, eps and the size of the box among them."""
-    count = min(RINGS, max(0, math.ceil(math.log2(size / (INNERMOST * eps))))) if eps > 0 else 0
-    return torch.tensor([*(INNERMOST * eps * 2.0**k for k in range(count)), size], dtype=torch.float64)
+    octaves = math.log2(size) - math.log2(eps) - math.log2(INNERMOST) if eps > 0 else 0.0
+    rings = min(RINGS, max(0, math.ceil(octaves)))
+    return torch.tensor([*(INNERMOST * eps * 2.0**k for k in range(rings)), size], dtype=torch.float64)

@@ -10,8 +10,9 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
+from art_wdro._bounds.cost import multiplications
 from art_wdro._bounds.intervals import Ball, Interval
-from art_wdro._bounds.layers import Activation, Node, run
+from art_wdro._bounds.layers import Node, run
 from art_wdro._bounds.tracing import graph_of
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
@@ -19,10 +20,10 @@ from art_wdro._host.inputs import as_numbers, labelled_data
 from art_wdro._host.preprocessing import standardisation
 from art_wdro._ranks import together
 
-AFFORDABLE = 2**26
-"""Samples times units squared up to which a report computes certified radii unasked."""
+AFFORDABLE = 2**40
+"""Multiplications up to which a report computes certified radii unasked: about a minute on one core."""
 FEW_WEIGHTS = 2**20
-"""Weights of a network up to which it looks."""
+"""Weights of a network up to which it traces it to estimate them."""
 PROBES = 16
 """Inputs on which the traced network is compared with the classifier, at random and of the data."""
 SAME = 1e-3
@@ -47,7 +48,18 @@ def traced_graph(classifier: PyTorchClassifier, box: Interval, x: Tensor | None 
 
     :raises ValueError: If it cannot be traced, or is not.
     """
-    nodes = graph_of(host.network(classifier), tuple(classifier.input_shape), standardisation(classifier))
+    nodes = _graph(classifier)
+    _require_the_same(classifier, nodes, box, x)
+    return nodes
+
+
+def _graph(classifier: PyTorchClassifier) -> list[Node]:
+    """Trace the classifier's network with its preprocessing."""
+    return graph_of(host.network(classifier), tuple(classifier.input_shape), standardisation(classifier))
+
+
+def _require_the_same(classifier: PyTorchClassifier, nodes: list[Node], box: Interval, x: Tensor | None = None) -> None:
+    """Refuse a classifier that computes something else than the nodes, on some inputs."""
     drawn = torch.rand(PROBES, *box.lower.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     points = [box.lower[None], box.upper[None], box.lower + (box.upper - box.lower) * drawn]
     probes = torch.cat([*points, *([] if x is None else [x[:PROBES]])]).float()
@@ -58,10 +70,11 @@ def traced_graph(classifier: PyTorchClassifier, box: Interval, x: Tensor | None 
             traced = torch.cat([run(nodes, probe[None].double())[-1] for probe in probes])
     except RuntimeError as error:
         raise ValueError(f"classifier's network cannot be followed: {error}") from error
+    if not torch.isfinite(given).all():
+        raise ValueError("classifier puts out NaN or inf for inputs in its clip_values; needed are finite logits")
     tolerance = SAME * given.abs().max().item()
     if traced.shape != given.shape or not torch.allclose(traced, given, rtol=SAME, atol=tolerance):
         raise ValueError("classifier computes something else than the layers that torch.fx finds in its network")
-    return nodes
 
 
 def finite_box(classifier: PyTorchClassifier) -> Interval:
@@ -111,13 +124,20 @@ def why_uncertified(classifier: PyTorchClassifier, samples: int, wanted: bool | 
         return f"a network of {weights} weights takes long; certified=True computes it"
     try:
         box = finite_box(classifier)
-        nodes = traced_graph(classifier, box)
+        nodes = _graph(classifier)
+        if wanted is None and _takes_long(nodes, box, samples, classifier.nb_classes):
+            sizes = f"{samples} samples, {classifier.nb_classes} classes and a network of {weights} weights"
+            return f"{sizes} take long; certified=True computes it"
+        _require_the_same(classifier, nodes, box)
     except ValueError as error:
         if wanted:
             raise
         return str(error)
-    values = run(nodes, box.lower[None])
-    units = sum(v[0].numel() for v, node in zip(values, nodes, strict=True) if isinstance(node.operation, Activation))
-    if wanted is None and samples * units**2 > AFFORDABLE:
-        return f"{units} units and {samples} samples take long; certified=True computes it"
     return None
+
+
+def _takes_long(nodes: list[Node], box: Interval, samples: int, classes: int) -> bool:
+    """Tell whether certified radii are too long a work to be done unasked."""
+    with torch.no_grad():
+        shapes = [values.shape[1:] for values in run(nodes, box.lower[None])]
+    return multiplications(nodes, shapes, samples, classes) > AFFORDABLE

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_wdro._bounds.certified import certain_radii, pair_constants
+from art_wdro._bounds.certified import PairConstants, certain_radii
 from art_wdro._bounds.intervals import Interval
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.predictions import predicted_labels
-from art_wdro._ranks import all_rows
+from art_wdro._ranks import all_rows, together
 from art_wdro._storage.arrays import parts
 from art_wdro._threat.knapsack import knapsack
 from art_wdro.certificates._problem import balls_around, certified_problem, radii_of, radius_of
@@ -55,12 +55,14 @@ def certified_radii(
     batch_size = arguments.integer("batch_size", batch_size, 1)
     inputs, labels, nodes, box = certified_problem(classifier, x, y)
     size = radius_of(box.upper - box.lower, r)
-    most = size.expand(len(inputs)) if largest is None else radii_of("largest", largest, len(inputs)).clamp(max=size)
-    constants = pair_constants(nodes, Interval(box.lower[None], box.upper[None]), classifier.nb_classes, r)
+    with together():
+        most = radii_of("largest", np.inf if largest is None else largest, len(inputs)).clamp(max=size)
+    constants = PairConstants(nodes, Interval(box.lower[None], box.upper[None]), classifier.nb_classes, r)
     found = torch.zeros(len(inputs), dtype=torch.float64)
     for part in parts(len(inputs), batch_size):
         balls = balls_around(inputs[part], most[part], r, box)
-        found[part] = certain_radii(nodes, balls, labels[part], constants, most[part])
+        own = torch.stack([constants.of(label) for label in labels[part].tolist()])
+        found[part] = certain_radii(nodes, balls, labels[part], own, most[part])
     found = torch.where(found >= size, math.inf, found)
     with host.undisturbed(classifier, batch_size):  # the classifier itself rounds otherwise
         predicted = predicted_labels(classifier, inputs.float(), 256).cpu()
@@ -95,5 +97,7 @@ def certified_accuracy(
     """
     host.require_pytorch(certified_accuracy, classifier)
     p, eps = arguments.order(p, one=True), arguments.real("eps", eps, 0.0)
-    radii = certified_radii(classifier, x, y, norm, batch_size=batch_size)
-    return knapsack(all_rows(torch.from_numpy(radii))[0].numpy(), eps, p).accuracy
+    radii, _ = all_rows(torch.from_numpy(certified_radii(classifier, x, y, norm, batch_size=batch_size)))
+    if len(radii) == 0:
+        raise ValueError("x has no samples on any rank; needed is at least one")
+    return knapsack(radii.numpy(), eps, p).accuracy
