@@ -180,9 +180,9 @@ class Threads:
             return [*pool.map(as_rank, range(self.count))]
 
 
-@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 5.0, 0.2])])
+@pytest.mark.parametrize("counts", [{}, {"weight": torch.tensor([1.0, 5.0, 0.2])}, {"ignore_index": 0}])
 @pytest.mark.parametrize("sizes", [[7, 1], [2, 5, 1]])
-def test_uneven_parts_of_a_minibatch_weigh_by_their_samples(monkeypatch, sizes, weight):
+def test_uneven_parts_of_a_minibatch_weigh_by_their_samples(monkeypatch, sizes, counts):
     """The mean of the ranks' gradients, which the replicas step along, is the gradient of the whole minibatch."""
     generator = torch.Generator().manual_seed(0)
     x, other = torch.rand(2, 8, 4, generator=generator).unbind(0)
@@ -194,7 +194,7 @@ def test_uneven_parts_of_a_minibatch_weigh_by_their_samples(monkeypatch, sizes, 
 
     def gradients(rows: slice) -> list[torch.Tensor]:
         model = copy.deepcopy(start)
-        settings = {"loss": nn.CrossEntropyLoss(weight), "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+        settings = {"loss": nn.CrossEntropyLoss(**counts), "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
         updates = Updates(make_classifier(model, (4,), 3, **settings), skip=False)
         updates._forward = lambda *batches: tuple(model(batch) for batch in batches)
         updates(y[rows], [x[rows], other[rows]], outer, "a minibatch")
