@@ -33,7 +33,9 @@ from art_wdro import (
 from art_wdro._host.preprocessing import preprocessing
 from art_wdro._solvers.ascent import ascend, relative_steps, step_lengths
 from art_wdro._solvers.batches import Samples
+from art_wdro._solvers.iterate import Best
 from art_wdro._solvers.objective import Objective
+from art_wdro._storage.arrays import Rows
 from art_wdro._threat.threat import Threat
 from art_wdro.losses import attack_objective
 from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, digits, dual, linear_problem, make_classifier
@@ -198,6 +200,25 @@ def test_keeps_the_whole_iterate_with_the_lowest_accuracy(linear):
         for steps in range(1, 12)
     ]
     assert accuracies == sorted(accuracies, reverse=True)
+
+
+def test_the_best_iterate_has_the_fewest_standing_samples_then_the_highest_loss():
+    """One figure for each iterate in turn: the standing samples, the mean loss, and which iterate is kept after it."""
+    x = torch.zeros(3, 2)
+    best = Best(Rows(x, x.device))
+    iterates = [
+        (2, 1.0, 0),
+        (1, 0.5, 1),  # fewer count more than any loss, and its own loss is the one to reach
+        (1, 0.7, 2),
+        (1, 0.7 * (1 - 1e-9), 3),  # equal to float noise, and later
+        (1, 0.6, 3),
+        (2, 9.0, 3),
+    ]
+    for number, (count, loss, kept) in enumerate(iterates):
+        losses = torch.full((3,), loss, dtype=torch.float64)
+        best.compare(losses, torch.arange(3) < count)
+        best.offer(slice(0, 3), torch.full_like(x, number))
+        assert best.x.whole().unique().tolist() == [kept]
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr", "redlr"])

@@ -17,6 +17,7 @@ from torch import nn
 
 from art_wdro import WassersteinKnapsack, WassersteinPGD, adversarial_accuracy, knapsack_accuracy, wasserstein_distance
 from art_wdro._threat.geometry import project_in_box, project_on_balls
+from art_wdro._threat.knapsack import ROUNDING, knapsack
 from art_wdro._threat.norms import sample_norms
 from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier
 
@@ -56,6 +57,17 @@ def test_pointwise_order_counts_the_samples_beyond_eps():
     assert knapsack_accuracy(d, 0.0, 2) == pytest.approx(0.8)
     assert knapsack_accuracy(d, 1e6, 2) == pytest.approx(0.2)
     assert isinstance(knapsack_accuracy(d, 0.2), float)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_a_budget_that_just_suffices_flips_all(p):
+    """Where sums of costs round up, too, and up to the very end of what counts as rounding."""
+    for d in np.random.default_rng(0).exponential(size=(50, 7)):
+        filling = knapsack(d, np.mean(d**p) ** (1 / p), p)
+        assert filling.flipped.all()
+        assert (filling.partial, filling.fraction, filling.accuracy) == (None, 0.0, 0.0)
+    assert knapsack([1 + ROUNDING], 1.0, 1.0).flipped.all()
+    assert not knapsack([1 + 2 * ROUNDING], 1.0, 1.0).flipped.any()
 
 
 def test_one_run_answers_many_budgets_and_accuracy_falls_with_them():

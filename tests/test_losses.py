@@ -34,6 +34,20 @@ def test_losses_are_the_formulas(logits, label):
     np.testing.assert_allclose(ReDLRLoss(reduction="none")(tensor, labels), np.minimum(expected, 0), rtol=1e-6)
 
 
+def slow_towards_target(z: np.ndarray, y: int) -> float:
+    top = sorted(z, reverse=True)
+    spread = top[0] - (top[2] + top[3]) / 2 if len(z) > 3 else 1.0
+    return (z[y] - max(np.delete(z, y))) / max(spread, 1e-6)
+
+
+@given(LOGITS, st.integers(0, 2))
+def test_losses_towards_a_target_are_the_formulas(logits, label):
+    labels, tensor = torch.full((len(logits),), label), torch.from_numpy(logits)
+    expected = np.array([slow_towards_target(z, label) for z in logits])
+    for loss, values in (("dlr", expected), ("redlr", np.minimum(expected, 0))):
+        np.testing.assert_allclose(attack_objective(loss, targeted=True)(tensor, labels), values, rtol=1e-6)
+
+
 @given(LOGITS)
 def test_redlr_is_flat_on_misclassified_samples(logits):
     tensor = torch.from_numpy(logits).requires_grad_()

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +20,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from art.defences.preprocessor import Mixup
+from torch import nn
 
-from art_wdro import sharded
+from art_wdro import _ranks, sharded
+from art_wdro.trainers._update import Updates
 from tests import rank_worker
+from tests.conftest import make_classifier
 
 ROOT = Path(__file__).parent.parent
 
@@ -141,3 +148,60 @@ def test_sharded_needs_a_process_group():
     assert not dist.is_initialized()
     with pytest.raises(RuntimeError, match="start the script with torchrun"), sharded():
         pass
+
+
+class Threads:
+    """Threads in the place of ranks, each with its own context: they exchange numbers, and nothing else."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self._barrier = count, threading.Barrier(count, timeout=60)
+        self._numbers: list[torch.Tensor | None] = [None] * count
+        self._own = threading.local()
+
+    def __call__(self, numbers: torch.Tensor) -> torch.Tensor:
+        self._numbers[self._own.rank] = numbers.detach()
+        self._barrier.wait()
+        found = torch.stack(self._numbers)
+        self._barrier.wait()
+        return found
+
+    def run(self, work: Callable[[int], list[torch.Tensor]]) -> list[list[torch.Tensor]]:
+        """Let every rank work, and return what each found."""
+
+        def as_rank(rank: int) -> list[torch.Tensor]:
+            self._own.rank = rank
+            token = _ranks._current.set(self)
+            try:
+                return work(rank)
+            finally:
+                _ranks._current.reset(token)
+
+        with ThreadPoolExecutor(self.count) as pool:
+            return [*pool.map(as_rank, range(self.count))]
+
+
+@pytest.mark.parametrize("counts", [{}, {"weight": torch.tensor([1.0, 5.0, 0.2])}, {"ignore_index": 0}])
+@pytest.mark.parametrize("sizes", [[7, 1], [2, 5, 1]])
+def test_uneven_parts_of_a_minibatch_weigh_by_their_samples(monkeypatch, sizes, counts):
+    """The mean of the ranks' gradients, which the replicas step along, is the gradient of the whole minibatch."""
+    generator = torch.Generator().manual_seed(0)
+    x, other = torch.rand(2, 8, 4, generator=generator).unbind(0)
+    y, start = torch.tensor([0, 1, 2, 2, 1, 0, 0, 1]), nn.Linear(4, 3)
+    monkeypatch.setattr("art_wdro.trainers._update.share_buffers", lambda *_: None)
+
+    def outer(clean: torch.Tensor, moved: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return 3 * ((clean - moved) ** 2).sum(1).mean(), {}
+
+    def gradients(rows: slice) -> list[torch.Tensor]:
+        model = copy.deepcopy(start)
+        settings = {"loss": nn.CrossEntropyLoss(**counts), "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+        updates = Updates(make_classifier(model, (4,), 3, **settings), skip=False)
+        updates._forward = lambda *batches: tuple(model(batch) for batch in batches)
+        updates(y[rows], [x[rows], other[rows]], outer, "a minibatch")
+        return [parameter.grad for parameter in model.parameters()]
+
+    ends = np.cumsum([0, *sizes])
+    parts = [slice(*pair) for pair in itertools.pairwise(ends)]
+    found = Threads(len(sizes)).run(lambda rank: gradients(parts[rank]))
+    for own, whole in zip(zip(*found, strict=True), gradients(slice(None)), strict=True):
+        torch.testing.assert_close(torch.stack(own).mean(0), whole)

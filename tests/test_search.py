@@ -14,7 +14,6 @@ from torch import Tensor
 
 from art_wdro import functional
 from art_wdro._solvers.margins import CERTAIN
-from art_wdro._solvers.newton import WORTHWHILE
 from tests.conftest import NORMS, digits
 
 NETWORKS, POINTS, UNITS, CLASSES, APART = 24, 25, 12, 5, 10.0
@@ -209,8 +208,29 @@ def test_a_class_beyond_what_is_worthwhile_costs_nothing():
         return lambda x: torch.cat([0 * x, x - 0.1, -x - 0.1 * far], 1)
 
     spent = []
-    for far in (0.8 * WORTHWHILE, 1.2 * WORTHWHILE):
+    for far in (1.6, 2.4):
         found = functional.least_distances(logits_of(far), torch.zeros(1, 1), torch.tensor([0]), box=(-1, 1))
         assert found.distances.item() == pytest.approx(0.1, rel=1e-2)
         spent.append(found.gradients)
     assert spent[0] == spent[1] + 50
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_class_that_is_nearer_than_to_first_order_is_found_in_its_turn(before):
+    """Classes are reached along axes of their own: the last one bends towards the sample, the others are straight."""
+    estimates = [*[0.1, 0.12][:before], 0.18]
+
+    def logits_of(x: Tensor) -> Tensor:
+        gains = [*x[:, :before].unbind(1), x[:, before] + 100 * x[:, before] ** 2]
+        aside = 10 * x[:, before + 1 :].abs().sum(1)  # a random point reaches the straight classes alone
+        others = [gain - away for gain, away in zip(gains, estimates, strict=True)]
+        return torch.stack([torch.zeros_like(aside), *others[:-1], others[-1] - aside], 1)
+
+    # the runs up to the last class, and no gradient for one from elsewhere
+    spent = 2 + 18 + (before + 1) + 16 + 50 * before + 50 * (before > 1)
+    x = torch.zeros(1, 1000)
+    found = functional.least_distances(logits_of, x, torch.tensor([0]), r=2.0, box=None, max_iter=spent)
+    nearest = (math.sqrt(1 + 400 * 0.18) - 1) / 200
+    assert found.distances.item() == pytest.approx(nearest, rel=0.02)
+    assert found.points.argmax(1).item() == before
+    assert found.gradients == spent

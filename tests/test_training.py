@@ -79,6 +79,16 @@ def test_streaming_is_the_weighted_q_mean_of_the_window():
     assert running.stream(scalars(2.0)[0], 30).item() == pytest.approx(expected)
 
 
+def test_what_is_restored_replaces_what_was_streamed():
+    running, other = (RunningUpsilon(eta=1.0, p=2, window=3) for _ in range(2))
+    other.stream(scalars(5.0)[0], 7)
+    running.stream(scalars(2.0)[0], 10)
+    other.set_state(running.state(), torch.device("cpu"))
+    assert other.stream(scalars(4.0)[0], 10).item() == pytest.approx(math.sqrt(10))
+    other.set_state(RunningUpsilon(eta=1.0, p=2, window=3).state(), torch.device("cpu"))
+    assert other.value is None
+
+
 def test_train_mode_leaves_frozen_parts_in_eval_mode():
     frozen = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model = nn.Sequential(frozen, nn.Dropout(), nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
