@@ -17,8 +17,8 @@ from art_wdro._threat.norms import sample_norms
 
 WIDENING = 1e-11
 """Relative width that is added for what rounding may take away."""
-LARGEST = torch.finfo(torch.float32).max
-"""The largest number that a network computes with: what may exceed it may come out as anything."""
+LARGEST = (2 - 2.0**-23) * 2.0**127
+"""The largest number of float32, which a network computes with: what may exceed it may come out as anything."""
 
 INWARD = 1 - 1e-6
 """How far towards the border points of a ball go."""
