@@ -3,7 +3,7 @@
 
 `logits_of` is any callable that maps inputs (N, ...) to logits (N, K), sample by sample and differentiably; put a
 network in eval mode first. r is the exponent of the ground norm and p the order of the Wasserstein distance, as in the
-papers. Nothing is checked here: the classes and functions of :mod:`art_wdro` do that, and call these.
+papers. Nothing is checked here: the classes and functions of `art_wdro` do that, and call these.
 """
 
 from art_wdro._solvers.ascent import w_pgd

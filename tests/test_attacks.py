@@ -213,6 +213,7 @@ def test_the_best_iterate_has_the_fewest_standing_samples_then_the_highest_loss(
         (1, 0.7 * (1 - 1e-9), 3),  # equal to float noise, and later
         (1, 0.6, 3),
         (2, 9.0, 3),
+        (1, 0.8, 6),  # more standing samples raise no bar
     ]
     for number, (count, loss, kept) in enumerate(iterates):
         losses = torch.full((3,), loss, dtype=torch.float64)

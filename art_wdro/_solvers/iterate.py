@@ -40,7 +40,8 @@ class Best:
         # equal losses to float noise are equal, and the later iterate is kept: else the noise would choose
         as_high = loss >= self._loss - 1e-6 * loss.abs()
         self._better = ((left < self._standing) | ((left == self._standing) & as_high)).float()
-        self._loss = torch.where(left < self._standing, loss, torch.maximum(loss, self._loss))
+        highest = torch.where(left == self._standing, torch.maximum(loss, self._loss), self._loss)
+        self._loss = torch.where(left < self._standing, loss, highest)
         self._standing = torch.minimum(left, self._standing)
 
     def offer(self, rows: slice, x: Tensor) -> None:
