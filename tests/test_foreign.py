@@ -297,6 +297,36 @@ def test_lists_and_loaders_of_other_forms_are_named():
         sensitivity(problem.classifier, torch.utils.data.DataLoader(named, batch_size=4))
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_lazy_layers_are_initialised():
+    problem = linear_problem()
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(5)).train()
+    classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    DistributionalTRADESTrainer(classifier, max_iter=1, verbose=False).fit(problem.x, problem.y, nb_epochs=1)
+    WassersteinPGD(classifier, eps=0.05, verbose=False).generate(problem.x, problem.y)
+    assert model.training
+    assert model[1].weight.shape == (8, 30)
+
+
+def test_a_network_without_gradients_is_said_in_one_sentence():
+    problem = linear_problem()
+
+    class Rounded(nn.Module):
+        """Its logits want a gradient, of its weight alone: what quantised layers do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return problem.classifier.model(x).detach() * self.scale
+
+    classifier = make_classifier(Rounded(), (30,), 5)
+    for attack in ATTACKS:
+        with pytest.raises(ValueError, match="the classifier's logits do not depend differentiably on x"):
+            attack(classifier, verbose=False).generate(problem.x, problem.y)
+
+
 # --- float16 ----------------------------------------------------------------------------------------------------
 
 

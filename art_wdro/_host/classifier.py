@@ -24,6 +24,7 @@ from art.estimators.certification.randomized_smoothing.randomized_smoothing impo
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from art_wdro._host.outputs import logits_in, number_format
 from art_wdro._host.precision import in_precision
@@ -140,6 +141,20 @@ def lock_of(model: nn.Module) -> threading.RLock:
     return _locks.setdefault(model, threading.RLock())
 
 
+def _initialise(classifier: PyTorchClassifier) -> None:
+    """Let lazy layers take their shapes from one input, as ART's own prediction would."""
+    model = classifier._model
+    if not any(isinstance(weight, UninitializedParameter) for weight in model.parameters()):
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()(preprocessing(classifier, False)(example(classifier)))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @contextmanager
 def restored(classifier: PyTorchClassifier) -> Iterator[None]:
     """Put every module back in its own mode afterwards, and every parameter's `.grad` and `requires_grad`.
@@ -147,6 +162,7 @@ def restored(classifier: PyTorchClassifier) -> Iterator[None]:
     Other threads that want to change the same network wait.
     """
     with lock_of(network(classifier)):
+        _initialise(classifier)
         # a frozen ScriptModule has no mode
         modes = [(module, module.training) for module in classifier._model.modules() if hasattr(module, "training")]
         parameters = [(weight, weight.grad, weight.requires_grad) for weight in classifier._model.parameters()]

@@ -39,6 +39,19 @@ def owning(logits_of: LogitsOf) -> LogitsOf:
     return lambda x: logits_of(x.clone())
 
 
+def input_gradient(values: Tensor, x: Tensor, retain_graph: bool = False) -> Tensor:
+    """Differentiate the sum of per-sample values, (N,), by the inputs, (N, ...).
+
+    :raises ValueError: If they do not depend on them differentiably.
+    """
+    found = None
+    if values.requires_grad:
+        (found,) = torch.autograd.grad(values.sum(), x, retain_graph=retain_graph, allow_unused=True)
+    if found is None:
+        raise ValueError("the classifier's logits do not depend differentiably on x")
+    return found
+
+
 class Counted:
     """A function of logits that counts the inputs by which it is differentiated."""
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.batches import Found, LogitsOf
+from art_wdro._solvers.batches import Found, LogitsOf, input_gradient
 from art_wdro._threat.geometry import movable_coordinates, project_in_box, sample_direction
 from art_wdro._threat.norms import dual_exponent, per_sample, sample_norms
 from art_wdro._threat.threat import Box
@@ -75,9 +75,7 @@ class Margins:
         with torch.enable_grad():
             logits = as_float(self.logits_of(point))
             margin = margins(logits, self.labels) if target is None else self.margins_to(target, logits)
-            if not margin.requires_grad:
-                raise ValueError("the classifier's logits do not depend differentiably on x")
-            (gradient,) = torch.autograd.grad(margin.sum(), point)
+            gradient = input_gradient(margin, point)
         self.gradients += len(point)
         return logits.detach(), margin.detach(), self.usable(gradient, point.detach())
 
@@ -117,8 +115,7 @@ class Margins:
             found = []
             for column in range(classes.shape[1]):
                 margin = ahead.gather(1, classes[:, column : column + 1])[:, 0]
-                (gradient,) = torch.autograd.grad(margin.sum(), x, retain_graph=True)
-                gradient = self.usable(gradient, self.x)
+                gradient = self.usable(input_gradient(margin, x, retain_graph=True), self.x)
                 slope = sample_norms(gradient, dual_exponent(self.r))
                 found.append(torch.where(slope > 0, -margin.detach() / slope, torch.inf))
         self.gradients += classes.numel()

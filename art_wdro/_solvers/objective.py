@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.batches import owning
+from art_wdro._solvers.batches import input_gradient, owning
 from art_wdro._storage.arrays import Rows, parts
 from art_wdro._threat.norms import dual_exponent, dual_norms, mean_of_sums, merged_sums, power_sums, whole_sums
 from art_wdro.losses import RECTIFIED, PerSampleLoss, as_float, attack_objective, predicted
@@ -69,9 +69,7 @@ class Objective:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             value = self._value(x, labels)
-            if not value.losses.requires_grad:
-                raise ValueError("the classifier's logits do not depend differentiably on x")
-            (gradient,) = torch.autograd.grad(value.losses.sum(), x)
+            gradient = input_gradient(value.losses, x)
         return Value(value.losses.detach(), value.standing), gradient
 
     def _value(self, x: Tensor, labels: Tensor) -> Value:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.batches import Bar, Found, LogitsOf, Samples, search_in_batches, silent
+from art_wdro._solvers.batches import Bar, Found, LogitsOf, Samples, input_gradient, search_in_batches, silent
 from art_wdro._solvers.margins import Margins
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.geometry import displace, movable_coordinates, sample_direction
@@ -75,9 +75,7 @@ class _Line(Margins):
         x = self.x.detach().requires_grad_()
         with torch.enable_grad():
             values = loss(as_float(self.logits_of(x)), self.labels)
-            if not values.requires_grad:
-                raise ValueError("the classifier's logits do not depend differentiably on x")
-            (gradient,) = torch.autograd.grad(values.sum(), x)
+            gradient = input_gradient(values, x)
         self.gradients += len(x)
         # what the box holds still is left out for l_1 alone, whose whole step is one coordinate
         gradient = gradient.nan_to_num(posinf=0.0, neginf=0.0) * (1.0 if self.mask is None else self.mask)
