@@ -98,6 +98,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 class LocalLaboratory(Laboratory):
     """A laboratory whose protocol names files by their names in the data folder, wherever that is."""
 
+    verbose = False
+
     def __init__(self, protocol: Protocol, folder: Path, *, data_dir: str, **options: Any) -> None:
         """Set up the experiments of one protocol; parameters are those of :class:`Laboratory`."""
         super().__init__(protocol, folder, data_dir=data_dir, **options)
@@ -175,8 +177,7 @@ class Site:
         if data_dir is None:
             raise SystemExit("--data-dir is missing")
         protocol = replace(protocol, trainer={**protocol.trainer, **trainer})
-        options = {"device": self._device, "verbose": False}
-        return kind(protocol, self.out / folder, data_dir=str(data_dir), **options)
+        return kind(protocol, self.out / folder, data_dir=str(data_dir), device=self._device)
 
 
 def tiny(protocol: Protocol) -> Protocol:
