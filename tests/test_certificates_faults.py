@@ -490,6 +490,7 @@ def drawn_layer(rng: np.random.Generator) -> nn.Module:
     return pick(convolution, norm, pool, activation, activation, constant, residual)()
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(NORMS))
 def test_odd_networks_get_certificates_that_hold_or_are_refused(seed, norm):
@@ -499,6 +500,7 @@ def test_odd_networks_get_certificates_that_hold_or_are_refused(seed, norm):
     hold(around(*(drawn_layer(rng) for _ in range(rng.integers(1, 5)))), SHAPE, kwargs, norm, rng)
 
 
+@pytest.mark.slow
 def test_a_rank_without_samples_has_the_figures_of_the_whole(tmp_path):
     """The second of three ranks has none; the constants that the ranks give differ, and the least counts."""
     done = torchrun(tmp_path, 3, "certificates")

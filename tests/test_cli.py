@@ -89,6 +89,7 @@ MODELS = [
 QUICK = ["--samples", "40", "--no-autoattack", "--knapsack-iter", "20", "--eps", "1/20", "--device", "cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("model", MODELS, ids=["torchscript", "exported", "factory"])
 def test_evaluate(folder, model, capsys):
@@ -123,6 +124,7 @@ def test_every_form_of_a_network_is_the_same_network(folder):
         np.testing.assert_allclose(form.predict(x), forms[0].predict(x), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("model", MODELS, ids=["torchscript", "exported", "factory"])
 @pytest.mark.parametrize("start", ["none", "perturb", "last-layer"])
@@ -276,6 +278,7 @@ def test_usage_errors_are_one_line_and_exit_with_2(folder, capsys, arguments, me
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_large_budgets(folder, capsys):
     assert check_eps(0.99, np.inf, (3, 8, 8), False) is check_eps(7.9, 2.0, (64,), False) is None
     assert check_eps(1.0, np.inf, (3, 8, 8), True) is check_eps(8.0, 2.0, (64,), True) is None

@@ -158,6 +158,7 @@ def test_logits_that_are_no_numbers_are_noticed(linear):
     assert not any("two forward passes differ" in text for text in found)
 
 
+@pytest.mark.slow
 def test_autoattack_is_feasible_at_a_small_eps(trained):
     classifier = trained[0]
     x = np.random.default_rng(0).random((40, 1, 8, 8), np.float32)

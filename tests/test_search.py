@@ -116,6 +116,7 @@ def search(given: Problem, r: float, rows: slice | Tensor = slice(None), **setti
     return functional.least_distances(given.networks, x, labels, r=r, box=box, mask=mask, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("r", NORMS)
 def test_what_is_near_is_found(r):
     given = problem()
@@ -142,6 +143,7 @@ def test_no_sample_depends_on_its_batch_nor_on_chance(r):
     assert torch.isclose(cut, whole, rtol=1e-3).double().mean() > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("r", NORMS)
 def test_more_gradients_never_give_a_longer_distance(r, digits_classifier):
     given = problem()
