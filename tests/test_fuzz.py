@@ -29,7 +29,10 @@ DTYPES = [np.float32, np.float64, np.float16, np.uint8, np.int64, "list", "tenso
 IMAGES = ["any", "constant", "duplicates", "at the bounds"]
 LABELS = ["any", "one class", "all wrong", "all right", "predicted", "one-hot"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:x has one sample", "ignore:the classifier puts out probabilities")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:x has one sample", "ignore:the classifier puts out probabilities"),
+]
 
 
 @st.composite
