@@ -660,6 +660,8 @@ FULL = """
 import resource, signal, sys
 from tests.test_checkpoint_faults import DATA, digits, DigitsNetwork, make_classifier, trainer
 import torch
+
+pytestmark = pytest.mark.slow
 torch.manual_seed(0)
 model = DigitsNetwork()
 classifier = make_classifier(model, (1, 8, 8), 10, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))

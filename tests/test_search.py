@@ -16,6 +16,8 @@ from art_wdro import functional
 from art_wdro._solvers.margins import CERTAIN
 from tests.conftest import NORMS, digits
 
+pytestmark = pytest.mark.slow
+
 NETWORKS, POINTS, UNITS, CLASSES, APART = 24, 25, 12, 5, 10.0
 
 
