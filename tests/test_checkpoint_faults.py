@@ -26,6 +26,8 @@ from art_wdro._storage.descriptions import described, described_network
 from tests.conftest import DigitsNetwork, digits, linear_problem, make_classifier
 from tests.test_checkpoint import ROOT, InterruptError, assert_same, interrupted_after, trainer
 
+pytestmark = pytest.mark.slow
+
 (X, Y), _ = digits()
 DATA = {"x": X[:32], "y": Y[:32], "batch_size": 16, "nb_epochs": 1}
 ATTACKS = {
@@ -660,8 +662,6 @@ FULL = """
 import resource, signal, sys
 from tests.test_checkpoint_faults import DATA, digits, DigitsNetwork, make_classifier, trainer
 import torch
-
-pytestmark = pytest.mark.slow
 torch.manual_seed(0)
 model = DigitsNetwork()
 classifier = make_classifier(model, (1, 8, 8), 10, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
