@@ -15,6 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_wdro._host import classifier as host
+from art_wdro._storage.arrays import FEW_SIZES, halvings
 from art_wdro.losses import are_probabilities, predicted
 
 FEW = 16
@@ -44,7 +45,9 @@ def doubts(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> list[st
     :param batch_size: Samples in one pass.
     :raises ValueError: If its network cannot be run on them.
     """
-    few = x[: min(FEW, batch_size)].to(classifier.device)
+    # of a size that attacks show the network too
+    sizes = halvings(min(batch_size, len(x)), FEW_SIZES)
+    few = x[: min(size for size in sizes if size >= min(FEW, sizes[0]))].to(classifier.device)
     if len(few) == 0:
         return []
     found = []

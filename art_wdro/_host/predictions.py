@@ -13,9 +13,14 @@ from art_wdro._ranks import mean
 from art_wdro.losses import predicted
 
 
-def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Tensor:
-    """Return argmax f(x), (N,), on the classifier's device, -1 where a logit is NaN; call it inside `undisturbed`."""
-    function = host.logits_of(classifier)
+def predicted_labels(
+    classifier: PyTorchClassifier, x: Tensor, batch_size: int, function: host.LogitsOf | None = None
+) -> Tensor:
+    """Return argmax f(x), (N,), on the classifier's device, -1 where a logit is NaN; call it inside `undisturbed`.
+
+    :param function: The classifier's function from inputs to logits, where the caller has wrapped it.
+    """
+    function = host.logits_of(classifier) if function is None else function
     with torch.no_grad():
         found = torch.zeros(len(x), dtype=torch.int64, device=classifier.device)
         for rows, points in host.batches_of(classifier, batch_size, x):
@@ -23,12 +28,15 @@ def predicted_labels(classifier: PyTorchClassifier, x: Tensor, batch_size: int) 
     return found
 
 
-def labels_for(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> Tensor:
+def labels_for(
+    classifier: PyTorchClassifier, x: Tensor, batch_size: int, function: host.LogitsOf | None = None
+) -> Tensor:
     """Return the classifier's predictions in place of labels, (N,), on its device; call it inside `undisturbed`.
 
+    :param function: As for :func:`predicted_labels`.
     :raises ValueError: If it predicts no class for a sample.
     """
-    found = predicted_labels(classifier, x, batch_size)
+    found = predicted_labels(classifier, x, batch_size, function)
     if (found < 0).any():
         first = int((found < 0).nonzero()[0])
         raise ValueError(f"y is None, and the classifier puts out NaN for sample {first}; needed are labels y")

@@ -12,16 +12,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.batches import Bar, LogitsOf, Samples, owning, silent
+from art_wdro._solvers.batches import Bar, Samples, silent
 from art_wdro._solvers.iterate import Best, Iterate
 from art_wdro._solvers.objective import Objective, Value
+from art_wdro._solvers.passes import LogitsOf, Passes
 from art_wdro._solvers.resumed import check_iterate
-from art_wdro._storage.arrays import Rows, Some, parts, staged
+from art_wdro._storage.arrays import FEW_SIZES, Rows, Some, halvings, parts, staged
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.geometry import sample_lengths
 from art_wdro._threat.norms import dual_exponent, power_mean, whole_power_mean
@@ -120,7 +122,7 @@ def w_pgd(
     ([1, 0], 0.2)
     """
     ascent = ascend(
-        Objective.of(owning(logits_of), loss, targeted),
+        Objective.of(Passes.of(logits_of), loss, targeted),
         Samples(x, labels, as_box(box, labels.device), mask, batch_size),
         Threat(p, r, as_box(box, labels.device)),
         budget=eps,
@@ -212,6 +214,10 @@ class _Run:
         self._on_gradient = on_gradient
         # a listener expects every batch
         sparse = objective.rectified and on_gradient is None
+        if sparse and len(data):
+            passes = Passes.of(objective.logits_of)
+            passes.sizes = halvings(min(samples.batch_size, len(data)), FEW_SIZES)
+            objective = replace(objective, logits_of=passes)
         self._evaluation = _Evaluation(objective, samples.labels, samples.batch_size, sparse)
 
     def look(self, step: int) -> Tensor:

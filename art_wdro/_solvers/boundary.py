@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.newton import Search
+from art_wdro._solvers.runs import NewtonRuns
 from art_wdro._threat.norms import dual_exponent, sample_norms
 from art_wdro._threat.threat import Box
 
@@ -51,16 +51,19 @@ def boundary(
     :param box: Bounds of the inputs, or None.
     :return: Distances, points, slopes of the margin there, and the gradient evaluations spent.
     """
-    search = _Search(logits_of, x, labels, r, box, None)
-    search.reach = search.reach.clamp(max=reach)
-    search.descend(None, max_iter - 1)
-    _, _, gradient = search.evaluate(search.nearest, None)
+    runs = _Runs(logits_of, x, labels, r, box, None)
+    runs.reach = runs.reach.clamp(max=reach)
+    runs.set_out(0, max_iter - 1)
+    for _ in range(max_iter - 1):
+        runs.advance()
+    runs.finish()
+    _, _, gradient = runs.evaluate(runs.nearest, None)
     slopes = sample_norms(gradient, dual_exponent(r))
-    found = search.found(search.nearest, torch.isfinite(search.radius))
-    return Boundary(found.distances, found.points, slopes, found.gradients)
+    distances = runs.distances(runs.nearest, torch.isfinite(runs.radius))
+    return Boundary(distances, runs.nearest, slopes, runs.spent.gradients)
 
 
-class _Search(Search):
+class _Runs(NewtonRuns):
     """One run along whichever class leads.
 
     Where gradients vanish near the data, Newton's first radius is far too long. The reach bounds it, and it may shrink

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.batches import Found, LogitsOf, input_gradient
+from art_wdro._solvers.passes import LogitsOf, input_gradient
 from art_wdro._threat.geometry import movable_coordinates, project_in_box, sample_direction
 from art_wdro._threat.norms import dual_exponent, per_sample, sample_norms
 from art_wdro._threat.threat import Box
@@ -22,20 +23,31 @@ CERTAIN = 3e-6
 Predictions in other batches then agree. It is some 25 units in the last place of float32, and Newton's rule aims at
 twice as much.
 """
+LEADING = -1
+"""In the place of a class: whichever other than the label has the largest logit."""
 HALVINGS = 8
 """Halvings of a step that ends where the network puts out NaN, and of the way to another sample."""
 
 Self = TypeVar("Self", bound="Margins")
 
 
-def cosine(step: int, steps: int) -> float:
-    """Return what is left of a schedule that falls from 1 towards 0 along a cosine."""
-    return (1 + math.cos(math.pi * step / steps)) / 2
+def cosine(step: Tensor, steps: Tensor) -> Tensor:
+    """Return what is left of schedules that fall from 1 towards 0 along a cosine, (N,), float64."""
+    return (1 + torch.cos(math.pi * step.double() / steps)) / 2
+
+
+@dataclass
+class Spent:
+    """Gradient evaluations, summed over samples."""
+
+    gradients: int = 0
 
 
 @dataclass(eq=False)
 class Margins:
     """One batch of samples, the logits around them, and where they may move.
+
+    Every tensor among the attributes has one row a sample, so that samples can be taken out and put in.
 
     :param logits_of: Maps inputs (N, ...) to logits (N, K), sample by sample, differentiably.
     :param x: Inputs, (N, ...), inside the box.
@@ -43,6 +55,7 @@ class Margins:
     :param r: Exponent of the ground norm.
     :param bounds: Bounds of the inputs, or None.
     :param mask: Where coordinates may move, boolean, (N, ...); None moves all.
+    :param spent: What gradients are counted in.
     """
 
     logits_of: LogitsOf
@@ -51,6 +64,7 @@ class Margins:
     r: float
     bounds: Box | None
     mask: Tensor | None
+    spent: Spent = field(default_factory=Spent)
 
     def __post_init__(self) -> None:
         """Derive the box and the room of every coordinate."""
@@ -59,12 +73,34 @@ class Margins:
         self.lower, self.upper = (self.box[0] - x).clamp(max=0.0), (self.box[1] - x).clamp(min=0.0)
         if self.mask is not None:
             self.lower, self.upper = self.lower.where(self.mask, 0.0), self.upper.where(self.mask, 0.0)
-        self.gradients = 0
 
-    def part(self: Self, rows: Tensor) -> Self:
-        """Return the same for some of the samples."""
-        mask = None if self.mask is None else self.mask[rows]
-        return type(self)(self.logits_of, self.x[rows], self.labels[rows], self.r, self.bounds, mask)
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self) -> dict[str, Tensor]:
+        """Return what has one row a sample, by name."""
+        return {name: values for name, values in vars(self).items() if isinstance(values, Tensor)}
+
+    def part(self: Self, rows: Tensor | slice) -> Self:
+        """Return the same for some of the samples, counting into the same sum."""
+        return self.having({name: values[_at(rows, values)] for name, values in self.rows().items()})
+
+    def joined(self: Self, others: Self) -> Self:
+        """Return the same with the samples of another batch behind."""
+        theirs = others.rows()
+        return self.having({name: torch.cat([values, theirs[name]]) for name, values in self.rows().items()})
+
+    def replace(self, places: Tensor, others: Margins) -> None:
+        """Put the samples of another batch in the places of some."""
+        theirs = others.rows()
+        for name, values in self.rows().items():
+            values.index_copy_(0, places.to(values.device), theirs[name])
+
+    def having(self: Self, rows: dict[str, Tensor]) -> Self:
+        """Return the same with other rows, some of :meth:`rows` or all."""
+        new = copy.copy(self)
+        vars(new).update(rows)
+        return new
 
     def evaluate(self, point: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits at a point, the margin towards the target or the leading class, and its usable gradient.
@@ -76,7 +112,7 @@ class Margins:
             logits = as_float(self.logits_of(point))
             margin = margins(logits, self.labels) if target is None else self.margins_to(target, logits)
             gradient = input_gradient(margin, point)
-        self.gradients += len(point)
+        self.spent.gradients += len(point)
         return logits.detach(), margin.detach(), self.usable(gradient, point.detach())
 
     def logits_at(self, point: Tensor) -> Tensor:
@@ -85,8 +121,10 @@ class Margins:
             return as_float(self.logits_of(point))
 
     def margins_to(self, target: Tensor, logits: Tensor) -> Tensor:
-        """Return z_t - z_y for one class t a sample, (N,)."""
-        return differences(logits, self.labels).gather(1, target[:, None])[:, 0]
+        """Return z_t - z_y for one class t a sample, (N,), where t is `LEADING` the largest of all such."""
+        ahead = differences(logits, self.labels)
+        chosen = ahead.gather(1, target.clamp(min=0)[:, None])[:, 0]
+        return torch.where(target == LEADING, ahead.amax(1), chosen)
 
     def finite_between(self, point: Tensor, beyond: Tensor) -> Tensor:
         """Return the points beyond; where the network puts out NaN there, one on the way that was halved until not."""
@@ -97,10 +135,9 @@ class Margins:
             beyond = torch.where(per_sample(lost, beyond) > 0, (point + beyond) / 2, beyond)
         return beyond
 
-    def found(self, points: Tensor, reached: Tensor) -> Found:
-        """Return points with their distances, from the points themselves in float64, where a class was reached."""
-        exact = sample_norms(points.double() - self.x.double(), self.r)
-        return Found(torch.where(reached, exact, torch.inf), points, self.gradients)
+    def distances(self, points: Tensor, reached: Tensor) -> Tensor:
+        """Return how far points are, (N,), computed in float64, and inf where no class was reached."""
+        return torch.where(reached, sample_norms(points.double() - self.x.double(), self.r), torch.inf)
 
     def nearest_classes(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Order the classes with the largest logits by distance to first order, margin over dual norm.
@@ -118,7 +155,7 @@ class Margins:
                 gradient = self.usable(input_gradient(margin, x, retain_graph=True), self.x)
                 slope = sample_norms(gradient, dual_exponent(self.r))
                 found.append(torch.where(slope > 0, -margin.detach() / slope, torch.inf))
-        self.gradients += classes.numel()
+        self.spent.gradients += classes.numel()
         estimates, order = torch.stack(found, 1).sort(dim=1, stable=True)
         return classes[:, 0], classes.gather(1, order), estimates
 
@@ -141,3 +178,7 @@ class Margins:
     def project(self, delta: Tensor, radius: Tensor) -> Tensor:
         """Project perturbations on balls of given radii inside the box."""
         return project_in_box(delta, radius, self.r, self.lower, self.upper)
+
+
+def _at(rows: Tensor | slice, values: Tensor) -> Tensor | slice:
+    return rows if isinstance(rows, slice) else rows.to(values.device)

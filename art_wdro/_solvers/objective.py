@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.batches import input_gradient, owning
+from art_wdro._solvers.passes import input_gradient, owning
 from art_wdro._storage.arrays import Rows, parts
 from art_wdro._threat.norms import dual_exponent, dual_norms, mean_of_sums, merged_sums, power_sums, whole_sums
 from art_wdro.losses import RECTIFIED, PerSampleLoss, as_float, attack_objective, predicted

@@ -9,15 +9,14 @@ Source: the direction is that of Goodfellow et al., 2015, arXiv:1412.6572, in l_
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.batches import Bar, Found, LogitsOf, Samples, input_gradient, search_in_batches, silent
-from art_wdro._solvers.margins import Margins
+from art_wdro._solvers.batches import Bar, Found, Samples, silent
+from art_wdro._solvers.passes import LogitsOf, input_gradient
+from art_wdro._solvers.search import ENDED, Runs, Search
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.geometry import displace, movable_coordinates, sample_direction
 from art_wdro._threat.norms import per_sample
@@ -48,35 +47,77 @@ def flips_along_a_gradient(
     :param bar: Wraps the iteration over batches, for a progress bar.
     :return: Distances, the points there, and the gradient evaluations spent, one a sample and loss.
     """
-
-    def search(*batch: Any) -> Found:
-        return _Line(*batch).run(eps, losses)
-
-    return search_in_batches(search, logits_of, samples, r, checkpoint=checkpoint, bar=bar)
+    return _AlongGradients(logits_of, samples, r, eps, losses).run(checkpoint, bar)
 
 
-class _Line(Margins):
-    """The lines of one batch of samples, none of them misclassified."""
+class _Line(Runs):
+    """Samples on the lines along their losses' gradients, one length after another.
 
-    def run(self, eps: float, losses: Sequence[PerSampleLoss]) -> Found:
-        """Try one length after another, in the direction of every loss, where no class has changed yet."""
-        directions = [self._steepest(loss) for loss in losses]
-        reached = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
-        points = self.x
-        for length, direction in itertools.product(LENGTHS, directions):
-            tried = displace(self.x, direction * (length * eps)).clamp(*self.box)
-            flipped = ~reached & (predicted(self.logits_at(tried)) != self.labels)
-            points = torch.where(per_sample(flipped, points) > 0, tried, points)
-            reached |= flipped
-        return self.found(points, reached)
+    `directions`, (n, losses, ...), and `points`; on the host `tried`, how many lengths were, and whether a class has
+    `flipped` at the last one.
+    """
 
-    def _steepest(self, loss: PerSampleLoss) -> Tensor:
+    on_host = (*Runs.on_host, "tried", "flipped")
+    eps = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.points = self.x.clone()
+        self.directions = self.x[:, None].clone()
+        self.tried = torch.zeros(len(self.x), dtype=torch.int64)
+        self.flipped = torch.zeros(len(self.x), dtype=torch.bool)
+
+    def ended(self) -> Tensor:
+        """Tell which lines are at an end, boolean, (n,), on the host."""
+        return self.flipped | (self.tried == len(LENGTHS))
+
+    def advance(self) -> None:
+        """Try the next length in the direction of every loss."""
+        lengths = per_sample(
+            torch.tensor(LENGTHS, dtype=torch.float64)[self.tried].to(self.x.device) * self.eps, self.x
+        )
+        flipped = torch.zeros(len(self), dtype=torch.bool, device=self.x.device)
+        for direction in self.directions.unbind(1):
+            point = displace(self.x, direction * lengths).clamp(*self.box)
+            now = ~flipped & (predicted(self.logits_at(point)) != self.labels)
+            self.points = torch.where(per_sample(now, point) > 0, point, self.points)
+            flipped |= now
+        self.flipped = flipped.cpu()
+        self.tried += 1
+
+    def steepest(self, loss: PerSampleLoss) -> Tensor:
         """Return the steepest direction of every sample's loss, of unit length in l_r."""
         x = self.x.detach().requires_grad_()
         with torch.enable_grad():
             values = loss(as_float(self.logits_of(x)), self.labels)
             gradient = input_gradient(values, x)
-        self.gradients += len(x)
+        self.spent.gradients += len(x)
         # what the box holds still is left out for l_1 alone, whose whole step is one coordinate
         gradient = gradient.nan_to_num(posinf=0.0, neginf=0.0) * (1.0 if self.mask is None else self.mask)
         return sample_direction(gradient, self.r, movable_coordinates(self.x, gradient, *self.box))
+
+
+class _AlongGradients(Search[_Line]):
+    """One line a sample and loss."""
+
+    def __init__(
+        self, logits_of: LogitsOf, samples: Samples, r: float, eps: float, losses: Sequence[PerSampleLoss]
+    ) -> None:
+        super().__init__(logits_of, samples, r)
+        self._eps, self._losses = eps, losses
+
+    def batch(self, rows: Tensor) -> _Line:
+        """Return samples without directions."""
+        line = self.samples_at(_Line, rows)
+        line.eps = self._eps
+        return line
+
+    def begin(self, number: int, rows: Tensor) -> _Line:
+        """Take the directions."""
+        line = self.batch(rows)
+        line.directions = torch.stack([line.steepest(loss) for loss in self._losses], 1)
+        return line
+
+    def end(self, runs: _Line) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the points at which classes changed."""
+        return runs.points, runs.flipped.to(runs.x.device), torch.full((len(runs),), ENDED)

@@ -9,13 +9,12 @@ Source: the variant with a greedy budget of the Wasserstein distributional attac
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from art_wdro._solvers.batches import Bar, Found, LogitsOf, Samples, search_in_batches, silent
-from art_wdro._solvers.margins import Margins
+from art_wdro._solvers.batches import Bar, Found, Samples, silent
+from art_wdro._solvers.passes import LogitsOf
+from art_wdro._solvers.search import ENDED, Runs, Search
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.geometry import displace
 from art_wdro._threat.norms import per_sample
@@ -47,52 +46,79 @@ def stepped_out_distances(
     :param bar: Wraps the iteration over batches, for a progress bar.
     :return: Distances, the points found, and the gradient evaluations spent, as :func:`least_distances` returns them.
     """
-
-    def search(*batch: Any) -> Found:
-        return _Walk(*batch).run(step, max_iter)
-
-    return search_in_batches(search, logits_of, samples, r, checkpoint=checkpoint, bar=bar)
+    return _SteppingOut(logits_of, samples, r, step, max_iter).run(checkpoint, bar)
 
 
-class _Walk(Margins):
-    """The walk of one batch of samples, none of them misclassified."""
+class _Walk(Runs):
+    """Samples on their walks: points `before` and `after` the last step, `out` if it flipped, steps `left`."""
 
-    def run(self, step: float, max_iter: int) -> Found:
-        """Walk until the class flips, and bisect the last step."""
-        before, after = self.x, self.x
-        target = self.nearest_classes(CLASSES)[1][:, 0]
-        out = torch.zeros(len(after), dtype=torch.bool, device=after.device)
-        for _ in range(max_iter):
-            walking = (~out).nonzero()[:, 0]
-            if len(walking) == 0:
-                break
-            part = self.part(walking)
-            point = after[walking]
-            _, _, gradient = part.evaluate(point, target[walking])
-            self.gradients += len(walking)
-            delta = point - part.x + part.direction(gradient) * step
-            moved = displace(part.x, delta).clamp(*self.box)
-            logits = part.logits_at(moved)
-            if logits.isnan().any():
-                moved = part.finite_between(point, moved)
-                logits = part.logits_at(moved)
-            excess, certain = part.excess(logits)
-            before, after = before.index_copy(0, walking, point), after.index_copy(0, walking, moved)
-            out = out.index_copy(0, walking, excess > certain)
-        low, high = torch.zeros(len(out), device=after.device), torch.ones(len(out), device=after.device)
+    on_host = (*Runs.on_host, "out", "left")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.before, self.after, self.target = self.x.clone(), self.x.clone(), self.labels.clone()
+        self.lengths = torch.zeros(len(self.x), device=self.x.device)
+        self.out, self.left = torch.zeros(len(self.x), dtype=torch.bool), torch.zeros(len(self.x), dtype=torch.int64)
+
+    def ended(self) -> Tensor:
+        """Tell which walks have ended, boolean, (n,), on the host."""
+        return self.out | (self.left == 0)
+
+    def advance(self) -> None:
+        """Take a step of every walk: one gradient evaluation a sample."""
+        _, _, gradient = self.evaluate(self.after, self.target)
+        delta = self.after - self.x + self.direction(gradient) * per_sample(self.lengths, self.x)
+        moved = displace(self.x, delta).clamp(*self.box)
+        logits = self.logits_at(moved)
+        if logits.isnan().any():
+            moved = self.finite_between(self.after, moved)
+            logits = self.logits_at(moved)
+        excess, certain = self.excess(logits)
+        self.before, self.after = self.after, moved
+        self.out = (excess > certain).cpu()
+        self.left -= 1
+
+    def nearest(self) -> Tensor:
+        """Return where the last step leaves the class, by bisection, and the sample itself where it does not."""
+        device = self.x.device
+        low, high = torch.zeros(len(self), device=device), torch.ones(len(self), device=device)
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            beyond = self._is_out(self._between(before, after, middle))
+            beyond = self._is_out(self._between(middle))
             low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
-        nearest = self._between(before, after, high)
+        nearest, out = self._between(high), self.out.to(device)
         # the point between may round to the other side; the last step's end was out itself
-        nearest = torch.where(per_sample(out & self._is_out(nearest), nearest) > 0, nearest, after)
-        return self.found(torch.where(per_sample(out, nearest) > 0, nearest, self.x), out)
+        nearest = torch.where(per_sample(out & self._is_out(nearest), nearest) > 0, nearest, self.after)
+        return torch.where(per_sample(out, nearest) > 0, nearest, self.x)
 
     def _is_out(self, point: Tensor) -> Tensor:
         excess, certain = self.excess(self.logits_at(point))
         return excess > certain
 
-    @staticmethod
-    def _between(before: Tensor, after: Tensor, share: Tensor) -> Tensor:
-        return before + (after - before) * per_sample(share, before)
+    def _between(self, share: Tensor) -> Tensor:
+        return self.before + (self.after - self.before) * per_sample(share, self.before)
+
+
+class _SteppingOut(Search[_Walk]):
+    """One walk a sample, towards the class that is nearest to first order."""
+
+    def __init__(self, logits_of: LogitsOf, samples: Samples, r: float, step: float, max_iter: int) -> None:
+        super().__init__(logits_of, samples, r)
+        self._step, self._max_iter = step, max_iter
+
+    def batch(self, rows: Tensor) -> _Walk:
+        """Return samples that stand where they are."""
+        walk = self.samples_at(_Walk, rows)
+        walk.lengths.fill_(self._step)
+        return walk
+
+    def begin(self, number: int, rows: Tensor) -> _Walk:
+        """Choose the classes, and set out."""
+        walk = self.batch(rows)
+        walk.target = walk.nearest_classes(CLASSES)[1][:, 0].clone()
+        walk.left.fill_(self._max_iter)
+        return walk
+
+    def end(self, runs: _Walk) -> tuple[Tensor, Tensor, Tensor]:
+        """Bisect the last steps."""
+        return runs.nearest(), runs.out.to(runs.x.device), torch.full((len(runs),), ENDED)

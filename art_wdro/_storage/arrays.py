@@ -31,6 +31,8 @@ COPIES = 4
 TOUCHED = 2**28
 """Bytes of a mapped file that are worked on before its pages are given back."""
 
+FEW_SIZES = 3
+"""Sizes of batch that an ascent shows the network, which leaves samples out where its loss is flat."""
 PAGES = 2**16
 """Bytes of a mapped file that reading a single row may bring in."""
 
@@ -130,6 +132,18 @@ def parts(count: int, size: int) -> list[slice]:
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def halvings(full: int, count: int) -> list[int]:
+    """Return at most so many sizes, each half of the one before, rounded up.
+
+    >>> halvings(128, 3), halvings(5, 5)
+    ([128, 64, 32], [5, 3, 2, 1])
+    """
+    sizes = [max(1, full)]
+    while len(sizes) < count and sizes[-1] > 1:
+        sizes.append((sizes[-1] + 1) // 2)
+    return sizes
 
 
 def staged(chosen: Iterable[Some], *arrays: Rows) -> Iterator[tuple[Any, ...]]:

@@ -17,8 +17,9 @@ from art_wdro._host.keywords import explains_foreign_keywords
 from art_wdro._host.precision import PRECISIONS
 from art_wdro._ranks import all_rows, average
 from art_wdro._solvers.ascent import SCHEDULES, w_pgd
-from art_wdro._solvers.batches import Counted, Samples
+from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.one_step import flips_along_a_gradient
+from art_wdro._solvers.passes import Passes
 from art_wdro._storage.arrays import mixed
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.knapsack import knapsack
@@ -60,7 +61,7 @@ class WassersteinAscent(WassersteinAttack):
 
     def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:
         p, r, box = self.threat()
-        function = Counted(host.logits_of(self.estimator, precision=self.precision))
+        function = Passes(host.logits_of(self.estimator, precision=self.precision))
         adversarial = w_pgd(
             function,
             samples.x,

@@ -15,7 +15,7 @@ from torch import Tensor
 from art_wdro._host import classifier as host
 from art_wdro._host.extras import install
 from art_wdro._ranks import average, total
-from art_wdro._solvers.batches import Counted
+from art_wdro._solvers.passes import Passes
 from art_wdro._threat.geometry import displace, project_on_balls
 
 NORM_NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
@@ -67,7 +67,7 @@ def autoattack_points(
     if len(x) == 0:
         total(torch.zeros(2, dtype=torch.float64))  # the others count their evaluations
         return x.cpu(), 0.0
-    function = Counted(host.logits_of(classifier))
+    function = Passes(host.logits_of(classifier))
     with host.undisturbed(classifier, batch_size):
         cls, device = _autoattack_class(), classifier.device
         quiet = {"verbose": False} if "verbose" in signature(cls).parameters else {}

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""Which batches the network sees: few sizes, full ones, and nothing of that in what comes out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from art_wdro import WassersteinDistributionalAttack, WassersteinFGM, WassersteinKnapsack, WassersteinPGD
+from art_wdro._solvers.passes import Passes, cut
+from art_wdro._storage.arrays import halvings
+from art_wdro.functional import least_distances, w_pgd
+from tests.conftest import NORMS, digits
+
+
+@pytest.fixture
+def network(digits_classifier):
+    return digits_classifier.model.eval()
+
+
+@pytest.fixture
+def shown(digits_classifier):
+    """Sizes of all batches that the network of the digits sees."""
+    sizes: Counter = Counter()
+    digits_classifier.model.register_forward_hook(lambda module, inputs, output: sizes.update([len(inputs[0])]))
+    return sizes
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("count", [300, 97, 33, 5])
+def test_the_network_sees_few_sizes(digits_classifier, shown, count, labelled):
+    x, y = (part[:count] for part in digits()[1])
+    settings = {"eps": 0.1, "batch_size": 64, "verbose": False}
+    for most, attack in (
+        (3, WassersteinPGD(digits_classifier, **settings)),
+        (5, WassersteinKnapsack(digits_classifier, max_iter=100, **settings)),
+        (5, WassersteinKnapsack(digits_classifier, max_iter=10, search="stepping-out", **settings)),
+        (5, WassersteinDistributionalAttack(digits_classifier, **settings)),
+        (5, WassersteinFGM(digits_classifier, lengths="least", **settings)),
+    ):
+        shown.clear()
+        attack.generate(x, y if labelled else None)
+        assert 1 <= len(shown) <= most
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_searches_fill_their_batches(network, norm):
+    """Some samples take 45 gradients and some 300; only the last ones leave places free."""
+    x, y = (torch.from_numpy(part[:160]) for part in digits()[1])
+    function = Passes(network)
+    found = least_distances(function, x, y, r=norm, batch_size=8)
+    assert found.gradients < 280 * len(x)
+    assert sum(count * size for size, count in function.counts.items()) >= 0.9 * 8 * function.counts.total()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_full_batches_change_nothing(network, norm):
+    x, y = (torch.from_numpy(part[:90]) for part in digits()[1])
+    together, alone = (least_distances(network, x, y, r=norm, batch_size=size) for size in (32, 90))
+    torch.testing.assert_close(together.distances, alone.distances, rtol=1e-3, atol=1e-6)
+    assert together.gradients == pytest.approx(alone.gradients, rel=0.02)
+
+
+def test_padding_never_shows():
+    """A network that lets nobody see its neighbours, and that counts what it is shown."""
+    sizes = []
+
+    def logits_of(x):
+        sizes.append(len(x))
+        return torch.stack([x.sum(1), 1 / (x.sum(1) - 3.0)], 1)
+
+    function = Passes(logits_of, halvings(8, 3))
+    x = torch.arange(14.0).reshape(7, 2)[:, :1].repeat(1, 3).requires_grad_()
+    for count in (7, 5, 3, 1, 0):
+        sizes.clear()
+        logits = function(x[:count])
+        assert set(sizes) <= ({8, 4, 2} if count else {0})
+        torch.testing.assert_close(logits, logits_of(x[:count]))
+        (gradient,) = torch.autograd.grad(logits.sum(), x)
+        (expected,) = torch.autograd.grad(logits_of(x[:count]).sum(), x)
+        torch.testing.assert_close(gradient, expected)
+    assert function.gradients == 7 + 5 + 3 + 1
+    assert function.counts == {7: 1, 4: 1, 1: 2, 3: 1, 0: 1}
+
+
+@pytest.mark.parametrize("count", range(1, 200))
+def test_cutting_pads_little(count):
+    sizes = halvings(64, 5)
+    pieces = cut(count, sizes, 0.25)
+    assert [row for piece in pieces for row in range(piece.start, piece.stop)] == [*range(count)]
+    padded = sum(min(size for size in sizes if size >= piece.stop - piece.start) for piece in pieces)
+    assert padded < count + sizes[-1] + count / 3
+    assert len(cut(count, sizes, 1.0)) == math.ceil(count / 64)
+
+
+def test_gradients_are_counted_without_padding(digits_classifier):
+    x, y = (part[:70] for part in digits()[1])
+    attack = WassersteinPGD(digits_classifier, loss="ce", max_iter=3, batch_size=64, verbose=False)
+    attack.generate(x, y)
+    assert attack.gradients_ == 3
+    sparse = WassersteinPGD(digits_classifier, eps=1e-6, max_iter=3, batch_size=64, verbose=False)
+    sparse.generate(x, y)
+    standing = np.mean(digits_classifier.predict(x).argmax(1) == y)
+    assert sparse.gradients_ == pytest.approx(1 + 2 * standing)
+
+
+def test_an_ascent_of_few_sizes_is_the_same(network):
+    x, y = (torch.from_numpy(part[:90]) for part in digits()[1])
+    found = [w_pgd(network, x, y, eps=0.1, batch_size=size) for size in (64, 90)]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
