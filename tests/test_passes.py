@@ -12,7 +12,7 @@ import torch
 
 from art_wdro import WassersteinDistributionalAttack, WassersteinFGM, WassersteinKnapsack, WassersteinPGD
 from art_wdro._solvers.passes import Passes, cut
-from art_wdro._storage.arrays import halvings
+from art_wdro._storage.arrays import falling
 from art_wdro.functional import least_distances, w_pgd
 from tests.conftest import NORMS, digits
 
@@ -47,6 +47,7 @@ def test_the_network_sees_few_sizes(digits_classifier, shown, count, labelled):
         assert 1 <= len(shown) <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_searches_fill_their_batches(network, norm):
     """Some samples take 45 gradients and some 300; only the last ones leave places free."""
@@ -73,7 +74,7 @@ def test_padding_never_shows():
         sizes.append(len(x))
         return torch.stack([x.sum(1), 1 / (x.sum(1) - 3.0)], 1)
 
-    function = Passes(logits_of, halvings(8, 3))
+    function = Passes(logits_of, falling(8, 3, 2))
     x = torch.arange(14.0).reshape(7, 2)[:, :1].repeat(1, 3).requires_grad_()
     for count in (7, 5, 3, 1, 0):
         sizes.clear()
@@ -89,7 +90,7 @@ def test_padding_never_shows():
 
 @pytest.mark.parametrize("count", range(1, 200))
 def test_cutting_pads_little(count):
-    sizes = halvings(64, 5)
+    sizes = falling(64, 5, 2)
     pieces = cut(count, sizes, 0.25)
     assert [row for piece in pieces for row in range(piece.start, piece.stop)] == [*range(count)]
     padded = sum(min(size for size in sizes if size >= piece.stop - piece.start) for piece in pieces)

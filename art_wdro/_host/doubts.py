@@ -15,7 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_wdro._host import classifier as host
-from art_wdro._storage.arrays import FEW_SIZES, halvings
+from art_wdro._storage.arrays import few_sizes
 from art_wdro.losses import are_probabilities, predicted
 
 FEW = 16
@@ -46,7 +46,7 @@ def doubts(classifier: PyTorchClassifier, x: Tensor, batch_size: int) -> list[st
     :raises ValueError: If its network cannot be run on them.
     """
     # of a size that attacks show the network too
-    sizes = halvings(min(batch_size, len(x)), FEW_SIZES)
+    sizes = few_sizes(len(x), batch_size)
     few = x[: min(size for size in sizes if size >= min(FEW, sizes[0]))].to(classifier.device)
     if len(few) == 0:
         return []

@@ -23,7 +23,7 @@ from art_wdro._solvers.iterate import Best, Iterate
 from art_wdro._solvers.objective import Objective, Value
 from art_wdro._solvers.passes import LogitsOf, Passes
 from art_wdro._solvers.resumed import check_iterate
-from art_wdro._storage.arrays import FEW_SIZES, Rows, Some, halvings, parts, staged
+from art_wdro._storage.arrays import Rows, Some, few_sizes, parts, staged
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.geometry import sample_lengths
 from art_wdro._threat.norms import dual_exponent, power_mean, whole_power_mean
@@ -216,13 +216,16 @@ class _Run:
         sparse = objective.rectified and on_gradient is None
         if sparse and len(data):
             passes = Passes.of(objective.logits_of)
-            passes.sizes = halvings(min(samples.batch_size, len(data)), FEW_SIZES)
+            passes.sizes = few_sizes(len(data), samples.batch_size)
             objective = replace(objective, logits_of=passes)
-        self._evaluation = _Evaluation(objective, samples.labels, samples.batch_size, sparse)
+        noted = sparse or keep_best or log.isEnabledFor(logging.DEBUG)
+        self._sparse = sparse
+        self._evaluation = _Evaluation(objective, samples.labels, samples.batch_size, sparse, noted)
 
     def look(self, step: int) -> Tensor:
         """Take the gradients at the iterate, note their directions, and return Upsilon there."""
-        self.iterate.slopes.zero_()
+        if self._sparse:  # what is left out has none
+            self.iterate.slopes.zero_()
         for number, (rows, point, gradient) in enumerate(self._evaluation.gradients(self.iterate.x)):
             if self._movable is not None:
                 gradient *= self._movable[rows]
@@ -236,7 +239,9 @@ class _Run:
         if self.best is not None:
             self.best.compare(self._evaluation.losses, self._evaluation.standing)
         lengths = sample_lengths(self.iterate.slopes, upsilon, self._p) * (relative_step * self.eps)
-        self._evaluation.moved = self.iterate.step(lengths, self.eps, self.best)
+        self.iterate.step(lengths, self.eps, self.best)
+        if self._sparse:
+            self._evaluation.moved = self.iterate.moved(lengths)
 
     def finish(self) -> Tensor:
         """Return the better of the last iterate and the best one before it."""
@@ -276,9 +281,17 @@ class _Evaluation:
     moved no forward pass either.
     """
 
-    def __init__(self, objective: Objective, labels: Tensor, batch_size: int, sparse: bool) -> None:
+    def __init__(self, objective: Objective, labels: Tensor, batch_size: int, sparse: bool, noted: bool) -> None:
+        """Begin with all samples standing.
+
+        :param objective: The loss.
+        :param labels: Class indices of the whole data set, (N,).
+        :param batch_size: Samples in one pass.
+        :param sparse: Whether samples that no longer stand are left out.
+        :param noted: Whether anybody asks for losses and standing samples.
+        """
         self._objective, self._labels = objective, labels
-        self._batch_size, self._sparse = batch_size, sparse
+        self._batch_size, self._sparse, self._noted = batch_size, sparse, noted
         self._batches = parts(len(labels), batch_size)
         self.losses = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
         self.standing = torch.ones_like(labels, dtype=torch.bool)
@@ -289,6 +302,9 @@ class _Evaluation:
         if self._sparse:
             self._update(x, self._chosen(self.moved & ~self.standing))
         for rows, point in staged(self._chosen(self.standing) if self._sparse else self._batches, x):
+            if not self._noted:
+                yield rows, point, self._objective.gradient_alone(point, self._labels[rows])
+                continue
             value, gradient = self._objective.gradient(point, self._labels[rows])
             self._set(rows, value)
             yield rows, point, gradient

@@ -29,19 +29,19 @@ class Best:
         self.x = x.clone()
         self._standing = torch.full((), torch.inf, dtype=torch.float64, device=x.device)
         self._loss = -self._standing
+        self._count = torch.full_like(self._loss, len(x))
         self._better = torch.zeros((), device=x.device)
 
     def compare(self, losses: Tensor, standing: Tensor) -> None:
         """Decide whether an iterate is better than the kept one, from its losses and standing samples, (N,)."""
-        losses = losses.nan_to_num()
-        own = torch.stack([standing.double().sum(), losses.sum(), torch.ones_like(losses).sum()])
-        left, loss, count = total(own)
-        left, loss = left / count, loss / count
+        own = torch.stack([standing.sum(dtype=torch.float64), losses.nan_to_num().sum(), self._count])
+        left, loss = (whole := total(own))[:2] / whole[2]
         # equal losses to float noise are equal, and the later iterate is kept: else the noise would choose
         as_high = loss >= self._loss - 1e-6 * loss.abs()
-        self._better = ((left < self._standing) | ((left == self._standing) & as_high)).float()
-        highest = torch.where(left == self._standing, torch.maximum(loss, self._loss), self._loss)
-        self._loss = torch.where(left < self._standing, loss, highest)
+        fewer, as_many = left < self._standing, left == self._standing
+        self._better = (fewer | (as_many & as_high)).float()
+        highest = torch.where(as_many, torch.maximum(loss, self._loss), self._loss)
+        self._loss = torch.where(fewer, loss, highest)
         self._standing = torch.minimum(left, self._standing)
 
     def offer(self, rows: slice, x: Tensor) -> None:
@@ -87,27 +87,33 @@ class Iterate:
         # a length of 0 cancels any byte, but not NaN
         self._directions[rows] = direction if r in SIGN_NORMS else direction.nan_to_num_(0.0, 0.0, 0.0)
 
-    def step(self, lengths: Tensor, eps: Tensor, best: Best | None) -> Tensor:
+    def step(self, lengths: Tensor, eps: Tensor, best: Best | None) -> None:
         """Move every sample by its length along its direction, and project into the ball of radius eps.
 
         :param lengths: Lengths in input units, (N,).
         :param eps: Budget, a scalar tensor.
         :param best: Is offered the point left behind.
-        :return: Which samples moved, boolean, (N,).
         """
         p, r, box = self._threat
+        waiting = []
         for rows, point, origin, direction in staged(self._parts, self.x, self._data, self._directions):
             if best is not None:
                 best.offer(rows, point)
             delta = point - origin
             delta += direction * per_sample(lengths[rows], delta)
             self._norms[rows] = sample_norms(delta, r)
-            self.x[rows] = delta
+            if len(self._parts) == 1:
+                waiting = [(rows, delta, origin)]
+            else:
+                self.x[rows] = delta
         self.radii = radii = allowed_radii(self._norms, eps, p)
-        for rows, delta, origin in staged(self._parts, self.x, self._data):
+        for rows, delta, origin in waiting or staged(self._parts, self.x, self._data):
             moved = origin + project_on_balls(delta, radii[rows], r)
             self.x[rows] = moved if box is None else clip(moved, *box)
-        return (lengths > 0) | (radii < self._norms)
+
+    def moved(self, lengths: Tensor) -> Tensor:
+        """Tell which samples the last step moved, boolean, (N,), from its lengths, (N,)."""
+        return (lengths > 0) | (self.radii < self._norms)
 
     def offer_to(self, best: Best) -> Rows:
         """Offer this point, and return the better one."""

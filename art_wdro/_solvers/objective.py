@@ -72,6 +72,12 @@ class Objective:
             gradient = input_gradient(value.losses, x)
         return Value(value.losses.detach(), value.standing), gradient
 
+    def gradient_alone(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the gradients that :meth:`gradient` returns, with nothing beside them."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            return input_gradient(self.loss(as_float(self.logits_of(x)), labels), x)
+
     def _value(self, x: Tensor, labels: Tensor) -> Value:
         logits = as_float(self.logits_of(x))
         hit = predicted(logits.detach()) == labels
@@ -125,7 +131,7 @@ def sensitivity_of(objective: Objective, batches: Iterable[tuple[Tensor, Tensor]
     # a list of norms would keep small blocks of memory between the large ones, and the heap would grow with the data
     sums = None
     for x, labels in batches:
-        own = power_sums(dual_norms(objective.gradient(x, labels)[1], r), q)
+        own = power_sums(dual_norms(objective.gradient_alone(x, labels), r), q)
         sums = own if sums is None else merged_sums(torch.stack([sums, own]), q)
     if sums is None:
         sums = torch.zeros(3, dtype=torch.float64)

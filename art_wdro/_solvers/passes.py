@@ -31,7 +31,8 @@ def input_gradient(values: Tensor, x: Tensor, retain_graph: bool = False) -> Ten
     """
     found = None
     if values.requires_grad:
-        (found,) = torch.autograd.grad(values.sum(), x, retain_graph=retain_graph, allow_unused=True)
+        ones = torch.ones_like(values)
+        (found,) = torch.autograd.grad(values, x, ones, retain_graph=retain_graph, allow_unused=True)
     if found is None:
         raise ValueError("the classifier's logits do not depend differentiably on x")
     return found

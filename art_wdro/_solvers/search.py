@@ -24,7 +24,7 @@ from art_wdro._solvers.batches import Bar, Found, Samples, silent
 from art_wdro._solvers.margins import Margins, Spent
 from art_wdro._solvers.passes import SHAPES, LogitsOf, Passes
 from art_wdro._solvers.resumed import check_found
-from art_wdro._storage.arrays import halvings, parts, staged
+from art_wdro._storage.arrays import falling, parts, staged
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro.losses import predicted
 
@@ -73,7 +73,7 @@ class Search(abc.ABC, Generic[R]):
         """
         self.size = max(1, min(samples.batch_size, len(samples.x)))
         self.logits_of = Passes.of(logits_of)
-        self.logits_of.sizes = halvings(self.size, SHAPES)
+        self.logits_of.sizes = falling(self.size, SHAPES, 2)
         self.samples, self.r = samples, r
         self.data, self.points, self._movable = samples.rows(), samples.rows().clone(), samples.movable()
         self.distances = torch.zeros(len(self.data), dtype=torch.float64, device=self.data.device)
@@ -85,6 +85,7 @@ class Search(abc.ABC, Generic[R]):
         self._ready: R | None = None
         self._flying: R | None = None
         self._landed: R | None = None
+        self._filling = True
 
     @abc.abstractmethod
     def begin(self, number: int, rows: Tensor) -> R:
@@ -130,16 +131,15 @@ class Search(abc.ABC, Generic[R]):
         return Found(self.distances, self.points.whole(), self.spent.gradients)
 
     def passes(self) -> Iterator[int]:
-        """Take steps until all samples have gone through all their runs; yield after each how many these are."""
-        if self._flying is None:
-            self._fill(NO_ROWS)
-        while self._flying is not None:
+        """Take steps until all samples have gone through all their runs; yield now and then how many have."""
+        while True:
+            if self._filling:
+                yield from self._fill()
+            if self._flying is None:
+                return
             self._flying.advance()
-            ended = self._flying.ended().nonzero()[:, 0]
-            if len(ended):
-                self._landed = _joined(self._landed, self._flying.part(ended))
-                self._fill(ended)
-            yield len(self.chosen) - int((self._next != ENDED).sum())
+            self._land(self._flying)
+            yield self._finished()
 
     def state(self) -> dict[str, Any]:
         """Return what the search goes on from, as tensors and plain values."""
@@ -151,6 +151,7 @@ class Search(abc.ABC, Generic[R]):
             "gradients": self.spent.gradients,
             "next": self._next,
             "notes": self.notes,
+            "filling": self._filling,
             "batches": {name: None if runs is None else runs.rows() for name, runs in batches.items()},
         }
 
@@ -160,6 +161,7 @@ class Search(abc.ABC, Generic[R]):
         self.distances, self.chosen = saved["distances"].to(self.distances), saved["chosen"].to(self.chosen)
         self.points.fill(saved["points"])
         self.spent.gradients, self._next, self.notes = saved["gradients"], saved["next"], saved["notes"]
+        self._filling = saved["filling"]
         for name, rows in saved["batches"].items():
             setattr(self, f"_{name}", None if rows is None else self._restored(rows))
 
@@ -180,29 +182,36 @@ class Search(abc.ABC, Generic[R]):
                 standing[rows] = predicted(logits) == labels[rows]
         return standing.nonzero()[:, 0]
 
-    def _fill(self, free: Tensor) -> None:
-        """Let runs that have begun take the free places of the batch.
+    def _finished(self) -> int:
+        return len(self.chosen) - int((self._next != ENDED).sum())
 
-        :param free: Where runs ended, on the host.
-        """
+    def _land(self, flying: R) -> None:
+        """Take the runs that ended out of the batch, and let runs that have begun take their places."""
+        ended = flying.ended()
+        free = ended.nonzero()[:, 0]
+        if len(free) == 0:
+            return
+        self._landed = _joined(self._landed, flying.part(free))
+        if _count(self._ready) < len(free):
+            self._filling = True
+            self._flying = flying.part((~ended).nonzero()[:, 0]) if len(free) < len(flying) else None
+            return
+        coming, self._ready = _split(self._ready, len(free))
+        assert coming is not None
+        if len(free) == len(flying):
+            self._flying = coming
+        else:
+            flying.replace(free, coming)
+
+    def _fill(self) -> Iterator[int]:
+        """Begin runs until the batch is full, or none is left; yield after each time how many samples are through."""
         if _count(self._landed) >= self.size:
             self._end()
-        flying = self._flying
-        room = self.size - _count(flying) + len(free)
-        while _count(self._ready) < room and self._begin():
-            pass
-        coming, self._ready = _split(self._ready, room)
-        if flying is None or len(free) == len(flying):
-            self._flying = coming
-            return
-        coming, more = _split(coming, len(free))
-        if coming is not None:
-            flying.replace(free[: len(coming)], coming)
-        if len(free) > _count(coming):
-            kept = torch.ones(len(flying), dtype=torch.bool)
-            kept[free[_count(coming) :]] = False
-            flying = flying.part(kept.nonzero()[:, 0])
-        self._flying = _joined(flying, more)
+        while _count(self._ready) < self.size - _count(self._flying) and self._begin():
+            yield self._finished()
+        coming, self._ready = _split(self._ready, self.size - _count(self._flying))
+        self._flying = _joined(self._flying, coming)
+        self._filling = False
 
     def _begin(self) -> bool:
         """Begin the run that most samples wait for, if any waits."""

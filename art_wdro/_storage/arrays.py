@@ -31,8 +31,6 @@ COPIES = 4
 TOUCHED = 2**28
 """Bytes of a mapped file that are worked on before its pages are given back."""
 
-FEW_SIZES = 3
-"""Sizes of batch that an ascent shows the network, which leaves samples out where its loss is flat."""
 PAGES = 2**16
 """Bytes of a mapped file that reading a single row may bring in."""
 
@@ -134,16 +132,21 @@ def parts(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def halvings(full: int, count: int) -> list[int]:
-    """Return at most so many sizes, each half of the one before, rounded up.
+def falling(full: int, count: int, by: int) -> list[int]:
+    """Return at most so many sizes, each the given part of the one before, rounded up.
 
-    >>> halvings(128, 3), halvings(5, 5)
-    ([128, 64, 32], [5, 3, 2, 1])
+    >>> falling(128, 3, 4), falling(5, 5, 2)
+    ([128, 32, 8], [5, 3, 2, 1])
     """
     sizes = [max(1, full)]
     while len(sizes) < count and sizes[-1] > 1:
-        sizes.append((sizes[-1] + 1) // 2)
+        sizes.append(-(-sizes[-1] // by))
     return sizes
+
+
+def few_sizes(samples: int, batch_size: int) -> list[int]:
+    """Return the sizes of batch that an ascent shows the network, which leaves samples out where its loss is flat."""
+    return falling(min(samples, batch_size), 3, 4)
 
 
 def staged(chosen: Iterable[Some], *arrays: Rows) -> Iterator[tuple[Any, ...]]:

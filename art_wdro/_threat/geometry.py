@@ -20,6 +20,8 @@ SIGN_NORMS = (1.0, math.inf)
 """Those whose steepest direction is made of -1, 0 and 1."""
 BISECTIONS = 24
 """Halvings of an interval until its float32 numbers are exhausted."""
+LEAST = 1e-300
+"""What a length is divided by at least, so that 0 / 0 is 0: less than any in float32, and no quotient overflows."""
 FULL = 1e-6
 """Distance from its bound, in widths of the box, within which a coordinate is full: it may be float32 noise."""
 
@@ -77,8 +79,10 @@ def sample_lengths(dual_norms: Tensor, sensitivity: Tensor, p: float) -> Tensor:
 
     Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, section 5.
     """
-    ratio = dual_norms / torch.where(sensitivity > 0, sensitivity, 1.0)
-    return torch.where(dual_norms > 0, ratio.pow(dual_exponent(p) - 1.0), 0.0)
+    if math.isinf(p):
+        return (dual_norms > 0).to(dual_norms.dtype)
+    ratio = dual_norms / sensitivity.clamp(min=LEAST)
+    return ratio if p == 2.0 else ratio.pow(dual_exponent(p) - 1.0)
 
 
 def steepest_direction(gradient: Tensor, p: float, r: float) -> Tensor:
@@ -113,9 +117,7 @@ def allowed_radii(norms: Tensor, eps: Tensor | float, p: float) -> Tensor:
     """
     if math.isinf(p):
         return norms.clamp(max=eps)
-    distance = whole_power_mean(norms, p)
-    over = distance > eps
-    return norms * torch.where(over, eps / torch.where(over, distance, 1.0), 1.0)
+    return norms * (eps / whole_power_mean(norms, p).clamp(min=LEAST)).clamp(max=1.0)
 
 
 def project_on_balls(delta: Tensor, radii: Tensor, r: float) -> Tensor:
@@ -234,5 +236,7 @@ def displace(x: Tensor, delta: Tensor) -> Tensor:
 
 
 def clip(values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Clip to bounds that broadcast: what `clamp` does, which takes five times as long when its bounds are tensors."""
+    """Clip to bounds that broadcast: what `clamp` does, which on a CPU takes five times as long with such bounds."""
+    if values.is_cuda:
+        return values.clamp(lower, upper)
     return torch.minimum(torch.maximum(values, lower), upper)

@@ -12,7 +12,10 @@ import math
 import torch
 from torch import Tensor
 
-from art_wdro._ranks import gathered
+from art_wdro._ranks import gathered, shards
+
+SMALL_EXPONENT = 4.0
+"""Exponent up to which powers of float32 numbers stay within the range of float64."""
 
 
 def dual_exponent(exponent: float) -> float:
@@ -41,10 +44,11 @@ def sample_norms(delta: Tensor, r: float) -> Tensor:
     flat = delta.flatten(1)
     if flat.shape[1] == 0:
         return torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
-    if math.isinf(r):
-        return flat.abs().amax(dim=1).double()
-    if r == 1.0:  # torch's own norm takes five times as long, and its sums by parts lose no digit either
-        return flat.abs().sum(dim=1).double()
+    if not flat.is_cuda:  # where torch's own norm takes five times as long; sums by parts lose no digit either
+        if math.isinf(r):
+            return flat.abs().amax(dim=1).double()
+        if r == 1.0:
+            return flat.abs().sum(dim=1).double()
     norms: Tensor = torch.linalg.vector_norm(flat, ord=r, dim=1, dtype=torch.float64)
     return norms
 
@@ -64,9 +68,9 @@ def dual_norms(gradient: Tensor, r: float) -> Tensor:
 def power_mean(values: Tensor, exponent: float, weights: Tensor | None = None) -> Tensor:
     """Compute (mean_i values_i^exponent)^(1/exponent), the maximum for exponent = inf.
 
-    The largest value is factored out first, so that large exponents neither overflow nor underflow.
+    The largest value is factored out first where a large exponent might overflow or underflow.
 
-    :param values: Non-negative values, (N,).
+    :param values: Non-negative values, (N,), numbers of float32 in float64.
     :param exponent: In [1, inf].
     :param weights: Non-negative weights of the mean, (N,); None weighs all alike.
     :return: A scalar tensor; 0 where all values are 0.
@@ -74,11 +78,16 @@ def power_mean(values: Tensor, exponent: float, weights: Tensor | None = None) -
     >>> round(power_mean(torch.tensor([1.0, 7.0], dtype=torch.float64), 2.0).item(), 6)
     5.0
     """
+    if weights is None and exponent <= SMALL_EXPONENT:
+        mean: Tensor = torch.linalg.vector_norm(values, exponent) * max(1, len(values)) ** (-1.0 / exponent)
+        return mean
     return mean_of_sums(power_sums(values, exponent, weights), exponent)
 
 
 def whole_power_mean(values: Tensor, exponent: float) -> Tensor:
     """Compute :func:`power_mean` over the whole data set, of whose values, (N,), this process may have a shard."""
+    if shards() is None:
+        return power_mean(values, exponent)
     return mean_of_sums(whole_sums(power_sums(values, exponent), exponent), exponent)
 
 

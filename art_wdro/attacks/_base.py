@@ -33,7 +33,7 @@ from art_wdro._ranks import count, is_first, require_same, shards, together
 from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.passes import Passes
 from art_wdro._storage import checkpoint as checkpoints
-from art_wdro._storage.arrays import FEW_SIZES, halvings, placed
+from art_wdro._storage.arrays import few_sizes, placed
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._storage.digests import fingerprint
 from art_wdro._threat.threat import Threat
@@ -204,8 +204,7 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
                 if look:
                     warn_of_doubts(classifier, x, self.batch_size, stacklevel=5)
                 if labels is None:
-                    sizes = halvings(min(self.batch_size, len(x)), FEW_SIZES)
-                    function = Passes(host.logits_of(classifier), sizes)
+                    function = Passes(host.logits_of(classifier), few_sizes(len(x), self.batch_size))
                     labels = labels_for(classifier, x, self.batch_size, function)
                     if checkpoint is not None:
                         checkpoint.require(PREDICTED, fingerprint(labels))
