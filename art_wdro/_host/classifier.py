@@ -74,7 +74,9 @@ def network(classifier: PyTorchClassifier) -> nn.Module:
     return own
 
 
-def logits_of(classifier: PyTorchClassifier, *, training: bool = False, precision: str = "float32") -> LogitsOf:
+def logits_of(
+    classifier: PyTorchClassifier, *, training: bool = False, precision: str = "float32", compiled: bool = False
+) -> LogitsOf:
     """Return the function from raw inputs (N, ...) to logits (N, K), differentiable in both.
 
     The classifier's preprocessing is part of it. The module's train or eval mode is the caller's. The network gets a
@@ -82,23 +84,54 @@ def logits_of(classifier: PyTorchClassifier, *, training: bool = False, precisio
 
     :param training: Apply the preprocessing that ART applies when fitting instead of predicting.
     :param precision: Number format of the passes, a name in `PRECISIONS`.
+    :param compiled: Run the network through `torch.compile`; one that is compiled already stays as it is.
     :raises ValueError: From the function, if the network does not put out (N, nb_classes).
     """
     preprocess, own_format = preprocessing(classifier, training), number_format(network(classifier))
-    compiled = is_compiled(network(classifier))
+    already = is_compiled(network(classifier))
+    # ART's wrapper returns the outputs of all layers of an nn.Sequential; the logits are the last
+    outputs = compiled_network(classifier) if compiled and not already else lambda x: classifier._model(x)[-1]
+    compiled |= already
 
     def function(x: Tensor) -> Tensor:
         prepared = preprocess(x).to(own_format)
         if prepared.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
             prepared = prepared.clone()
-        # ART's wrapper returns the outputs of all layers of an nn.Sequential; the logits are the last
         with _quietly(compiled):
-            output = classifier._model(prepared)[-1]
+            output = outputs(prepared)
         return logits_in(output, len(x), classifier.nb_classes).to(torch.promote_types(x.dtype, torch.float32))
 
     found = in_precision(function, precision, classifier.device)
     found.owns_input = True  # type: ignore[attr-defined]
+    found.differentiable_once = compiled  # type: ignore[attr-defined]
     return found
+
+
+def compiled_network(classifier: PyTorchClassifier) -> Callable[[Tensor], Any]:
+    """Return the network compiled by torch, for batches of few sizes; on CUDA its passes are graphs.
+
+    :raises ValueError: From the function, if torch cannot compile it.
+    """
+    graphs = classifier.device.type == "cuda"
+    model = torch.compile(network(classifier), dynamic=False, mode="reduce-overhead" if graphs else None)
+
+    def function(x: Tensor) -> Any:
+        if graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        try:
+            output = model(x)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            text = " ".join(str(error).split())
+            raise ValueError(
+                f"compile is True, and torch cannot compile the network ({type(error).__name__}: {text[:300]}); "
+                "allowed for it is compile=False"
+            ) from error
+        # the next pass of a graph writes where this one did
+        return output.clone() if graphs and isinstance(output, Tensor) else output
+
+    return function
 
 
 def is_compiled(model: nn.Module) -> bool:

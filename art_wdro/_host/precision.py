@@ -64,8 +64,9 @@ class _Float16(torch.autograd.Function):
         by_logits = gradients[0]
         scale = LARGEST / by_logits.abs().amax(1).clamp(min=1e-30)
         scaled = (by_logits * scale[:, None]).to(ctx.half.dtype)
-        # retained, because a caller may differentiate several margins of one pass
-        (gradient,) = torch.autograd.grad(ctx.half, ctx.x, scaled, retain_graph=True)
+        # a caller may differentiate several margins of one pass, but where torch's compiler forbids it
+        retained = not getattr(ctx.function, "differentiable_once", False)
+        (gradient,) = torch.autograd.grad(ctx.half, ctx.x, scaled, retain_graph=retained)
         flat = gradient.flatten(1)
         lost = ctx.lost | ~torch.isfinite(flat).all(1) | ((flat == 0).all(1) & (by_logits != 0).any(1))
         gradient = gradient / scale.view(-1, *[1] * (gradient.dim() - 1))

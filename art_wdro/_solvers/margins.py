@@ -150,9 +150,12 @@ class Margins:
             ahead = differences(logits, self.labels)
             classes = ahead.detach().topk(min(count, logits.shape[1] - 1), dim=1).indices
             found = []
+            again = getattr(self.logits_of, "differentiable_once", False)
             for column in range(classes.shape[1]):
+                if again and column:
+                    ahead = differences(as_float(self.logits_of(x)), self.labels)
                 margin = ahead.gather(1, classes[:, column : column + 1])[:, 0]
-                gradient = self.usable(input_gradient(margin, x, retain_graph=True), self.x)
+                gradient = self.usable(input_gradient(margin, x, retain_graph=not again), self.x)
                 slope = sample_norms(gradient, dual_exponent(self.r))
                 found.append(torch.where(slope > 0, -margin.detach() / slope, torch.inf))
         self.spent.gradients += classes.numel()

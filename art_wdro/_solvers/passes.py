@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -13,8 +14,8 @@ LogitsOf = Callable[[Tensor], Tensor]
 """Maps inputs (N, ...) to logits (N, K), sample by sample, differentiably."""
 SHAPES = 5
 """Sizes of batch that a search shows the network: the full one and its halvings, the last of which is padded most."""
-PADDED = 0.25
-"""Part of a pass on a CPU that may be padding; above it two smaller passes cost less."""
+COST = 8.0
+"""What a pass on a CPU costs beside its samples, in samples; on a GPU small passes cost no less than full ones."""
 
 
 def owning(logits_of: LogitsOf) -> LogitsOf:
@@ -52,12 +53,13 @@ class Passes:
     owns_input = True
 
     def __init__(self, logits_of: LogitsOf, sizes: Sequence[int] = ()) -> None:
-        """Wrap a function.
+        """Wrap a function; the attribute `differentiable_once` says so of one whose graph torch's compiler makes.
 
         :param logits_of: Maps inputs to logits.
         :param sizes: Sizes of the batches, in falling order.
         """
         self._logits_of, self.sizes = owning(logits_of), sizes
+        self.differentiable_once: bool = getattr(logits_of, "differentiable_once", False)
         self.gradients = 0
         self.counts: Counter[int] = Counter()
 
@@ -71,7 +73,7 @@ class Passes:
         self.gradients += len(x) * x.requires_grad
         if not self.sizes or len(x) == 0:
             return self._pass(x, 0)
-        pieces = cut(len(x), self.sizes, PADDED if x.device.type == "cpu" else 1.0)
+        pieces = cut(len(x), self.sizes, COST if x.device.type == "cpu" else math.inf)
         if len(pieces) == 1:
             return self._padded(x)
         return torch.cat([self._padded(x[piece]) for piece in pieces])
@@ -87,18 +89,31 @@ class Passes:
         return self._logits_of(torch.cat([x, padding]))[: len(x)]
 
 
-def cut(count: int, sizes: Sequence[int], padded: float) -> list[slice]:
-    """Cut so many rows into parts that fit the sizes, of which padding is at most a given part but in the smallest.
+def cut(count: int, sizes: Sequence[int], cost: float) -> list[slice]:
+    """Cut so many rows into parts, each of which fits one of the sizes, as cheaply as may be.
 
-    >>> cut(70, [64, 32, 16], 0.25), cut(30, [64, 32, 16], 0.25)
-    ([slice(0, 64, None), slice(64, 70, None)], [slice(0, 30, None)])
+    :param count: Rows.
+    :param sizes: Sizes in falling order.
+    :param cost: What a part costs beside its size, in rows.
+
+    >>> cut(70, [64, 32, 16], 8), cut(60, [64, 32, 16], 8)
+    ([slice(0, 64, None), slice(64, 70, None)], [slice(0, 60, None)])
     """
     found, start = [], 0
     while start < count:
-        left = count - start
-        above = min((size for size in sizes if size >= left), default=sizes[0])
-        below = max((size for size in sizes if size <= left), default=left)
-        take = min(left, above) if left >= (1 - padded) * above else below
+        take = min(count - start, _first(count - start, tuple(sizes), cost)[0])
         found.append(slice(start, start + take))
         start += take
     return found
+
+
+def _first(count: int, sizes: tuple[int, ...], cost: float) -> tuple[int, float]:
+    """Return the size of the first part, and what all parts cost: one with padding, or a full one and the rest."""
+    if count == 0:
+        return 0, 0.0
+    if count > sizes[0]:
+        return sizes[0], math.inf  # however the rest is cut, a full batch comes first
+    above = min(size for size in sizes if size >= count)
+    below = max((size for size in sizes if size <= count), default=above)
+    split = below + cost + _first(max(0, count - below), sizes, cost)[1]
+    return (above, above + cost) if above + cost <= split else (below, split)

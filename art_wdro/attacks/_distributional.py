@@ -40,11 +40,12 @@ class WassersteinDistributionalAttack(WassersteinAttack):
     needs.
     """
 
-    attack_params = [*WassersteinAttack.attack_params, "kappa", "max_iter", "classes"]
+    attack_params = [*WassersteinAttack.attack_params, "kappa", "max_iter", "classes", "compile"]
     _order_one = True
     kappa: float
     max_iter: int
     classes: int
+    compile: bool
 
     @explains_foreign_keywords
     @named(*ARTS_ORDER)
@@ -59,6 +60,7 @@ class WassersteinDistributionalAttack(WassersteinAttack):
         classes: int = 3,
         batch_size: int = 128,
         verbose: bool = True,
+        compile: bool = False,
     ) -> None:
         """Create the attack.
 
@@ -71,7 +73,9 @@ class WassersteinDistributionalAttack(WassersteinAttack):
         :param max_iter: Steps towards the class that the probes chose.
         :param classes: Classes with the largest logits that are probed, with 4 steps each; 1 probes none.
         :param batch_size: Samples in one forward and backward pass.
-        :param verbose: Show a progress bar over the batches.
+        :param verbose: Show a progress bar over the samples.
+        :param compile: Run the network through `torch.compile`, on CUDA as graphs. The first passes of every size of
+            batch then take seconds to minutes, the others less than without (docs/performance.md says when it pays).
         :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
@@ -86,6 +90,7 @@ class WassersteinDistributionalAttack(WassersteinAttack):
             classes=classes,
             batch_size=batch_size,
             verbose=verbose,
+            compile=compile,
         )
 
     def _check_params(self) -> None:
@@ -95,6 +100,7 @@ class WassersteinDistributionalAttack(WassersteinAttack):
             raise ValueError(f"kappa is {self.kappa:g} with p = inf; allowed is 1, since no mass may exceed eps there")
         self.max_iter = arguments.integer("max_iter", self.max_iter, 1)
         self.classes = arguments.integer("classes", self.classes, 1)
+        self.compile = arguments.flag("compile", self.compile)
 
     @property
     def radius(self) -> float:
@@ -103,7 +109,7 @@ class WassersteinDistributionalAttack(WassersteinAttack):
 
     def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:
         found = attack_in_balls(
-            host.logits_of(self.estimator),
+            host.logits_of(self.estimator, compiled=self.compile),
             samples,
             self.threat().r,
             radius=self.radius,

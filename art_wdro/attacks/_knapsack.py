@@ -44,10 +44,11 @@ class WassersteinKnapsack(WassersteinAttack):
     p = inf is the pointwise minimum-norm attack, and p = 1 is allowed.
     """
 
-    attack_params = [*WassersteinAttack.attack_params, "max_iter", "search"]
+    attack_params = [*WassersteinAttack.attack_params, "max_iter", "search", "compile"]
     _order_one = True
     max_iter: int
     search: str
+    compile: bool
 
     @explains_foreign_keywords
     @named(*ARTS_ORDER)
@@ -61,6 +62,7 @@ class WassersteinKnapsack(WassersteinAttack):
         batch_size: int = 128,
         verbose: bool = True,
         search: str = "newton",
+        compile: bool = False,
     ) -> None:
         """Create the attack.
 
@@ -71,22 +73,33 @@ class WassersteinKnapsack(WassersteinAttack):
         :param max_iter: Gradient evaluations a sample, at most; samples for which no further run is worthwhile
             leave earlier.
         :param batch_size: Samples in one forward and backward pass.
-        :param verbose: Show a progress bar over the batches.
+        :param verbose: Show a progress bar over the samples.
         :param search: How least distances are found: "newton" follows Newton's rule for the radius; "stepping-out"
             takes steps of eps / 4 until the class flips and bisects the last one, which is cheaper and coarser (WDA++
             of arXiv:2510.10000).
+        :param compile: Run the network through `torch.compile`, on CUDA as graphs. The first passes of every size of
+            batch then take seconds to minutes, the others less than without (docs/performance.md says when it pays).
         :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
         """
         super().__init__(
-            estimator, p=p, norm=norm, eps=eps, max_iter=max_iter, batch_size=batch_size, verbose=verbose, search=search
+            estimator,
+            p=p,
+            norm=norm,
+            eps=eps,
+            max_iter=max_iter,
+            batch_size=batch_size,
+            verbose=verbose,
+            search=search,
+            compile=compile,
         )
 
     def _check_params(self) -> None:
         super()._check_params()
         self.max_iter = arguments.integer("max_iter", self.max_iter, 1)
         self.search = arguments.choice("search", self.search, SEARCHES)
+        self.compile = arguments.flag("compile", self.compile)
 
     def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:
         found = self._search(samples, checkpoint)
@@ -101,7 +114,7 @@ class WassersteinKnapsack(WassersteinAttack):
     def _search(self, samples: Samples, checkpoint: Checkpoint | None) -> Found:
         """Find the least distances."""
         _, r, box = self.threat()
-        function = host.logits_of(self.estimator)
+        function = host.logits_of(self.estimator, compiled=self.compile)
         driven: dict[str, Any] = {"max_iter": self.max_iter, "checkpoint": checkpoint, "bar": self._bar}
         if self.search == "stepping-out":
             return stepped_out_distances(function, samples, r, step=self.eps / 4, **driven)

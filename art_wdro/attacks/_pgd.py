@@ -33,10 +33,11 @@ LENGTHS = ("formula", "least")
 class WassersteinAscent(WassersteinAttack):
     """What W-PGD and W-FGSM share: the ascent loop and its parameters."""
 
-    attack_params = [*WassersteinAttack.attack_params, "loss", "targeted", "summary_writer", "precision"]
+    attack_params = [*WassersteinAttack.attack_params, "loss", "targeted", "summary_writer", "precision", "compile"]
     loss: str | PerSampleLoss
     targeted: bool
     precision: str
+    compile: bool
     # what the single step of W-FGSM needs; W-PGD makes them parameters
     eps_step: float | None = None
     max_iter: int = 1
@@ -57,11 +58,12 @@ class WassersteinAscent(WassersteinAttack):
         super()._check_params()
         self.targeted = arguments.flag("targeted", self.targeted)
         self.precision = arguments.choice("precision", self.precision, tuple(PRECISIONS))
+        self.compile = arguments.flag("compile", self.compile)
         attack_objective(self.loss)
 
     def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:
         p, r, box = self.threat()
-        function = Passes(host.logits_of(self.estimator, precision=self.precision))
+        function = Passes(host.logits_of(self.estimator, precision=self.precision, compiled=self.compile))
         adversarial = w_pgd(
             function,
             samples.x,
@@ -150,6 +152,7 @@ class WassersteinPGD(WassersteinAscent):
         verbose: bool = True,
         schedule: str = "constant",
         precision: str = "float32",
+        compile: bool = False,
     ) -> None:
         """Create the attack.
 
@@ -175,6 +178,8 @@ class WassersteinPGD(WassersteinAscent):
         :param precision: "float32", or "bfloat16" or "float16": then the network's passes run under torch's autocast,
             the logits and all reductions in float32. Faster where the hardware knows the format (docs/performance.md
             says what it does to the attack).
+        :param compile: Run the network through `torch.compile`, on CUDA as graphs. The first passes of every size of
+            batch then take seconds to minutes, the others less than without (docs/performance.md says when it pays).
         :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
@@ -193,6 +198,7 @@ class WassersteinPGD(WassersteinAscent):
             verbose=verbose,
             schedule=schedule,
             precision=precision,
+            compile=compile,
         )
 
     def _check_params(self) -> None:
@@ -240,6 +246,7 @@ class WassersteinFGM(WassersteinAscent):
         verbose: bool = True,
         precision: str = "float32",
         lengths: str = "formula",
+        compile: bool = False,
     ) -> None:
         """Create the attack; the parameters are those of :class:`WassersteinPGD`.
 
@@ -255,6 +262,7 @@ class WassersteinFGM(WassersteinAscent):
         :param precision: "float32", "bfloat16" or "float16".
         :param lengths: "formula", each sample's share of the step as printed; or "least", the least length along its
             gradient, of the loss or of the cross-entropy, that flips it.
+        :param compile: Run the network through `torch.compile`, which does not pay for one step of one data set.
         :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed.
         :raises TypeError: If a value is of the wrong type.
@@ -271,6 +279,7 @@ class WassersteinFGM(WassersteinAscent):
             verbose=verbose,
             precision=precision,
             lengths=lengths,
+            compile=compile,
         )
 
     def _check_params(self) -> None:
@@ -285,7 +294,7 @@ class WassersteinFGM(WassersteinAscent):
             return super()._attack(samples, checkpoint)
         losses = dict.fromkeys((attack_objective(self.loss), attack_objective("ce")))
         found = flips_along_a_gradient(
-            host.logits_of(self.estimator, precision=self.precision),
+            host.logits_of(self.estimator, precision=self.precision, compiled=self.compile),
             samples,
             self.threat().r,
             eps=self.eps,
