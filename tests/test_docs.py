@@ -185,12 +185,16 @@ NUMBERS = re.findall(
 """Name, file and value of every row of the tables of numbers."""
 
 
+MARKS = {"ENDED", "UNDERWAY", "LEADING", "FIRST", "SECOND", "FURTHER"}
+"""Numbers that stand for something else, and bound nothing."""
+
+
 def constants(file: Path) -> dict[str, float]:
     """The numbers that a module of the package holds under names in capitals."""
     if file.stem == "__main__":
         return {}
     module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
-    defined = {name for statement in tree(file).body for name in names(statement) if name.isupper()}
+    defined = {name for statement in tree(file).body for name in names(statement) if name.isupper()} - MARKS
     return {name: value for name in defined if type(value := getattr(module, name, None)) in (int, float)}
 
 
