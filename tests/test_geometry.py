@@ -117,6 +117,14 @@ def test_l1_direction_takes_the_largest_coordinate_that_can_move():
     torch.testing.assert_close(geometry.sample_direction(gradient, 1.0, movable), expected)
 
 
+def test_a_coordinate_within_float_noise_of_its_bound_is_full():
+    lower, upper = torch.tensor(0.0), torch.tensor(1.0)
+    x = torch.tensor([[1 - 2.0**-24, 0.999, 2.0**-24, 0.001]])
+    for sign in (1.0, -1.0):
+        movable = geometry.movable_coordinates(x, torch.full_like(x, sign), lower, upper)
+        assert movable.tolist() == [[sign < 0, True, sign > 0, True]]
+
+
 @given(ARRAYS, st.floats(2.0**-30, 1.0, width=32))
 def test_displace_never_overshoots(array, scale):
     x = torch.from_numpy(array)
