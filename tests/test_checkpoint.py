@@ -189,6 +189,26 @@ def test_what_is_no_whole_checkpoint_is_refused(digits_classifier, tmp_path, mon
         trainer(digits_classifier).fit(**given | {"checkpoint": 3})
 
 
+def test_a_checkpoint_of_a_later_format_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "run.ckpt"
+    with monkeypatch.context() as later:
+        later.setattr(checkpoint, "FORMAT", 3)
+        checkpoint.save(file, "a run", {}, {})
+    with pytest.raises(ValueError, match="has the format 3, and this version reads the format 2 alone"):
+        checkpoint.load(file, "a run", {})
+
+
+def test_a_setting_that_only_one_side_has_is_another_one(tmp_path):
+    file = tmp_path / "run.ckpt"
+    checkpoint.save(file, "a run", {"eps": 0.1, "loss": "ce"}, {})
+    for settings, message in (
+        ({"eps": 0.1}, "loss = 'ce', and now it is None"),
+        ({"eps": 0.1, "loss": "ce", "gamma": 1.0}, "gamma = None, and now it is 1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            checkpoint.load(file, "a run", settings)
+
+
 def test_a_scheduler_that_cannot_be_saved_is_said_at_once(digits_classifier, tmp_path):
     class Odd(torch.optim.lr_scheduler.StepLR):
         def state_dict(self):
