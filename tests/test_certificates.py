@@ -275,6 +275,14 @@ def test_radii_of_a_linear_model_are_its_distances(norm):
     assert capped == pytest.approx(expected / 2, rel=1e-6)
 
 
+def test_a_sample_that_rounds_to_another_class_has_no_radius():
+    """The second logit is larger by 2^-30, which float32 has beside 0 and not beside 1."""
+    classifier = make_classifier(linear_layer([[1.0], [1.0]], [0.0, 2.0**-30]), (1,), 2)
+    x = np.array([[0.0], [1.0]], np.float32)
+    assert classifier.predict(x).argmax(1).tolist() == [1, 0]
+    assert certified_radii(classifier, x, [1, 1]).tolist() == [math.inf, 0.0]
+
+
 @pytest.fixture
 def small_digits():
     """A network trained on clean digits, small enough for all bounds."""
@@ -576,6 +584,11 @@ def test_networks_of_unusual_shape():
 def test_loss_certificates_at_the_ends_of_their_range(linear, p, eps):
     found = loss_certificate(linear.classifier, linear.x, linear.y, p, 2, eps)
     assert found.clean <= found.bound <= found.by_lipschitz < math.inf
+
+
+def test_a_budget_beyond_the_box_is_that_of_the_box(linear):
+    found = loss_certificate(linear.classifier, linear.x, linear.y, 2, 2, 1e3, constant=0.5)
+    assert found.by_lipschitz == pytest.approx(found.clean + 0.5 * math.sqrt(30))
 
 
 @pytest.mark.parametrize(
