@@ -21,6 +21,7 @@ from art_wdro import (
     WassersteinPGD,
 )
 from art_wdro._storage import checkpoint
+from art_wdro._storage.seals import check_seal
 from tests import checkpoint_worker
 from tests.conftest import NORMS, digits, linear_problem
 
@@ -196,6 +197,17 @@ def test_a_checkpoint_of_a_later_format_is_refused(tmp_path, monkeypatch):
         checkpoint.save(file, "a run", {}, {})
     with pytest.raises(ValueError, match="has the format 3, and this version reads the format 2 alone"):
         checkpoint.load(file, "a run", {})
+
+
+def test_a_seal_belongs_to_one_file(tmp_path):
+    files = [tmp_path / name for name in ("one.ckpt", "other.ckpt")]
+    for file in files:
+        checkpoint.save(file, "a run", {}, {})
+    seal = checkpoint.check(files[0], "a run")
+    with files[0].open("rb") as stream:
+        check_seal(stream, seal)
+    with files[1].open("rb") as stream, pytest.raises(ValueError, match="does not fit its digest"):
+        check_seal(stream, seal)
 
 
 def test_a_setting_that_only_one_side_has_is_another_one(tmp_path):
