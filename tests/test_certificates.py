@@ -32,12 +32,13 @@ from art_wdro import (
     sensitivity,
     wasserstein_distance,
 )
+from art_wdro._bounds import branch_and_bound
 from art_wdro._bounds.branch_and_bound import largest_jacobian
 from art_wdro._bounds.certified import PairConstants, worst_mean
-from art_wdro._bounds.crown import output_bounds
+from art_wdro._bounds.crown import _lines, output_bounds
 from art_wdro._bounds.intervals import Ball, Interval
 from art_wdro._bounds.jacobians import jacobians, propagate
-from art_wdro._bounds.operator_norms import JacobianNorms
+from art_wdro._bounds.operator_norms import JacobianNorms, lipschitz_constants, operator_norms
 from art_wdro._bounds.tracing import graph_of
 from art_wdro._threat.norms import dual_exponent
 from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier
@@ -171,6 +172,24 @@ def test_a_round_ball_in_the_plane_meets_the_cells_that_a_fine_grid_meets(r):
         assert bounds.upper == pytest.approx(largest, rel=1e-6)
 
 
+def test_the_upper_bound_holds_where_no_steep_input_is_known(monkeypatch):
+    """Without the random search, around a slope of 1 at 0.7; and where no programme says that the cells are met."""
+    monkeypatch.setattr(branch_and_bound.LowerBound, "climb", lambda self: None)
+    ball = whole(unit_box(1), math.inf)
+    smooth = nn.Sequential(linear_layer([[4.0]], [-2.8]), nn.Tanh(), linear_layer([[0.25], [0.0]]))
+    bounds = largest_jacobian(graph_of(smooth, (1,)), ball, 2, branches=20, seconds=math.inf)
+    assert 0.9 < bounds.lower < 1.0 <= bounds.upper < 1.05
+    assert not bounds.exact
+
+    monkeypatch.setattr(branch_and_bound.Cell, "deepest", lambda self, ball, seconds: (0.0, ball.centre[0]))
+    steep = nn.Sequential(
+        linear_layer([[1.0], [1.0]], [-0.7, -0.71]), nn.ReLU(), linear_layer([[1.0, -1.0], [0.0, 0.0]])
+    )
+    bounds = largest_jacobian(graph_of(steep, (1,)), ball, 2, seconds=math.inf)
+    assert bounds.lower == 0.0
+    assert bounds.upper == pytest.approx(1.0)
+
+
 @pytest.mark.slow
 def test_no_sampled_gradient_exceeds_the_upper_bound_on_thousands_of_networks():
     """Some with a budget of few branches, so that unfinished searches are among them."""
@@ -226,6 +245,29 @@ def test_bounds_of_values_jacobians_and_outputs_hold_on_samples(activation):
                 assert ((logits @ rows[place].T).amin(0) >= lowest[place]).all()
 
 
+@pytest.mark.parametrize(("norm", "lowest"), [(1.0, 0.6 - 0.3), (2.0, 0.2), (math.inf, 0.2)])
+def test_the_bound_of_a_sum_is_the_larger_of_those_over_the_ball_and_the_box_around_it(norm, lowest):
+    """Around (0.1, 0.5) with the radius 0.3, which the unit box ends at 0: the least values are 0 and 0.2 there."""
+    centre, radius = torch.tensor([[0.1, 0.5]]).double(), torch.tensor([0.3]).double()
+    nodes = graph_of(linear_layer([[1.0, 1.0]]), (2,))
+    ball = Ball(centre, radius, norm, unit_box(2))
+    found = output_bounds(nodes, ball, lambda part: torch.ones(1, 1, 1).double()[:, part], 1)
+    assert found.item() == pytest.approx(lowest, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "tanh", "softplus", "sigmoid"])
+def test_lines_around_an_activation_lie_where_those_of_extreme_slopes_cross(name):
+    operation = graph_of(nn.Sequential(nn.Identity(), ACTIVATIONS[name]), (1,))[-1].operation
+    ends = Interval(*torch.tensor([[-2.0, -0.5, 1.0], [-1.0, 3.0, 1.5]], dtype=torch.float64))
+    (first, last), (least, most) = map(operation.apply, ends), operation.slopes(*ends)
+    lines = _lines(operation, ends)
+    x = ends.lower + (ends.upper - ends.lower) * torch.linspace(0, 1, 10001, dtype=torch.float64)[:, None]
+    above = torch.minimum(first + most * (x - ends.lower), last - least * (ends.upper - x))
+    below = torch.maximum(first + least * (x - ends.lower), last - most * (ends.upper - x))
+    torch.testing.assert_close(lines.upper_offset, (above - lines.upper_slope * x).amax(0), rtol=0, atol=1e-3)
+    torch.testing.assert_close(lines.lower_offset, (below - lines.lower_slope * x).amin(0), rtol=0, atol=1e-3)
+
+
 @given(st.integers(0, 10**6), st.sampled_from(list(ACTIVATIONS)), st.sampled_from([1e-6, 1.0, 30.0, 1e6]))
 def test_slopes_and_values_of_activations_stay_inside_their_bounds(seed, name, scale):
     generator = torch.Generator().manual_seed(seed)
@@ -242,6 +284,31 @@ def test_slopes_and_values_of_activations_stay_inside_their_bounds(seed, name, s
     assert ((slope >= slopes.lower - 1e-12 - cut) & (slope <= slopes.upper + 1e-12 + cut)).all()
     slack = 1e-12 * scale + cut
     assert ((y >= region.values[-1].lower - slack) & (y <= region.values[-1].upper + slack)).all()
+
+
+@pytest.mark.parametrize(("dense", "spectral"), [(2**25, 5.0), (0, math.sqrt(4 * 7))])
+def test_operator_norms_of_a_row(monkeypatch, dense, spectral):
+    """The spectral one of a matrix too large for it is bounded by the sums of rows and columns."""
+    monkeypatch.setattr("art_wdro._bounds.operator_norms.DENSE", dense)
+    (found,) = operator_norms(graph_of(linear_layer([[3.0, -4.0]]), (2,)), [torch.Size([2]), torch.Size([1])]).values()
+    assert found == pytest.approx({1.0: 4.0, 2.0: spectral, math.inf: 7.0})
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [(lambda x, a: x + torch.relu(a(x)), 1.0 + 2.0), (lambda x, a: F.leaky_relu(a(x) - 9.0, -3.0), 3.0 * 2.0)],
+)
+def test_lipschitz_constants_of_sums_and_of_falling_activations(function, expected):
+    nodes = graph_of(Forward(function, linear_layer([[2.0]])), (1,))
+    region = propagate(nodes, unit_box(1))
+    norms = operator_norms(nodes, [values.lower.shape[1:] for values in region.values])
+    for r in NORMS:
+        assert lipschitz_constants(nodes, region, r, norms)[-1] == pytest.approx(expected)
+
+
+def test_a_bound_beyond_float32_is_none():
+    bounds = Interval(*(sign * torch.tensor([1e38, 1e39], dtype=torch.float64) for sign in (-1.0, 1.0)))
+    assert [bound.tolist() for bound in bounds.within_range()] == [[-1e38, -math.inf], [1e38, math.inf]]
 
 
 @pytest.mark.parametrize("norm", NORMS)
