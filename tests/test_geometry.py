@@ -77,7 +77,7 @@ def test_samples_without_gradient_stay():
 
 def test_large_orders_neither_overflow_nor_underflow():
     tiny = torch.full((3,), 1e-200, dtype=torch.float64)
-    assert power_mean(tiny, 101.0).item() == pytest.approx(1e-200)
+    assert power_mean(tiny, 101.0).item() == pytest.approx(1e-200, abs=0)
     assert power_mean(tiny * 1e300, 501.0).item() == pytest.approx(1e100)
 
 
