@@ -34,13 +34,15 @@ from art_wdro import (
 )
 from art_wdro._bounds import branch_and_bound
 from art_wdro._bounds.branch_and_bound import largest_jacobian
-from art_wdro._bounds.certified import PairConstants, worst_mean
+from art_wdro._bounds.cells import Cell
+from art_wdro._bounds.certified import PairConstants, certain_radii, margin_bounds, worst_mean
 from art_wdro._bounds.crown import _lines, output_bounds
 from art_wdro._bounds.intervals import Ball, Interval
 from art_wdro._bounds.jacobians import jacobians, propagate
 from art_wdro._bounds.operator_norms import JacobianNorms, lipschitz_constants, operator_norms
 from art_wdro._bounds.tracing import graph_of
 from art_wdro._threat.norms import dual_exponent
+from art_wdro.certificates._loss import _rings
 from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier
 
 ACTIVATIONS = {
@@ -170,6 +172,18 @@ def test_a_round_ball_in_the_plane_meets_the_cells_that_a_fine_grid_meets(r):
         bounds = largest_jacobian(nodes, ball, 3)
         assert bounds.exact
         assert bounds.upper == pytest.approx(largest, rel=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "farthest"), [(1.0, 0.3), (2.0, 0.3 * math.sqrt(2))])
+@pytest.mark.parametrize("share", [0.97, 1.03])
+def test_a_cell_is_met_where_the_ball_reaches_it(norm, farthest, share):
+    """A half-plane that begins at a share of the way from the centre to where the sums x_1 + x_2 of the ball end."""
+    nodes = graph_of(nn.Sequential(linear_layer([[1.0, 1.0]], [-1.0 - share * farthest]), nn.ReLU()), (2,))
+    ends = torch.tensor([0.0]).double(), torch.tensor([math.inf]).double()
+    ball = Ball(torch.full((1, 2), 0.5).double(), torch.tensor([0.3]).double(), norm, unit_box(2))
+    room, point = Cell(nodes, {len(nodes) - 1: ends}, torch.Size([2])).deepest(ball, 10.0)
+    assert (room > 0) == (share < 1)
+    assert share > 1 or (ball.outside(point) <= 1e-9 and point.sum() >= 1 + share * farthest)
 
 
 def test_the_upper_bound_holds_where_no_steep_input_is_known(monkeypatch):
@@ -340,6 +354,24 @@ def test_radii_of_a_linear_model_are_its_distances(norm):
     assert (radii <= knapsack.distances_ * (1 + 1e-9)).all()
     capped = certified_radii(classifier, x, y, norm, largest=expected / 2)
     assert capped == pytest.approx(expected / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_radius_ends_where_the_bounds_of_the_margin_cross_zero(seed):
+    """Here without Lipschitz constants; found by bisection, which takes three times as many bounds."""
+    model = dense((5, 8, 6, 4), nn.ReLU(), seed)
+    x = torch.rand(10, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    nodes, labels, largest = graph_of(model, (5,)), model(x).argmax(1), torch.ones(10).double()
+    ball = Ball(x, largest, math.inf, Interval(torch.zeros_like(x), torch.ones_like(x)))
+    radii = certain_radii(nodes, ball, labels, torch.full((10, 3), math.inf).double(), largest)
+    low, high = torch.zeros_like(largest), largest
+    for _ in range(30):
+        middle = (low + high) / 2
+        holds = margin_bounds(nodes, ball._replace(radius=middle), labels, 4).amin(1) > 0
+        low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
+    assert (low > 0).all()
+    assert (radii <= high).all()
+    assert (radii > 0.98 * low).all()
 
 
 def test_a_sample_that_rounds_to_another_class_has_no_radius():
@@ -651,6 +683,14 @@ def test_networks_of_unusual_shape():
 def test_loss_certificates_at_the_ends_of_their_range(linear, p, eps):
     found = loss_certificate(linear.classifier, linear.x, linear.y, p, 2, eps)
     assert found.clean <= found.bound <= found.by_lipschitz < math.inf
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.3, 0.6, 1.0])
+def test_losses_are_bounded_at_the_budget_and_at_the_size_of_the_box(eps):
+    rings = _rings(eps, 1.0)
+    assert (rings.diff() > 0).all()
+    assert rings[-1] == 1.0
+    assert (rings - eps).abs().min() < 1e-12
 
 
 def test_a_budget_beyond_the_box_is_that_of_the_box(linear):
