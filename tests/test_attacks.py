@@ -473,7 +473,8 @@ def test_recurrent_network():
     assert (classifier.predict(adversarial).argmax(1) == y).mean() < 0.9
 
 
-def test_a_sample_with_infinite_gradient_does_not_reach_the_others(linear):
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_sample_with_infinite_gradient_does_not_reach_the_others(linear, norm):
     class Root(nn.Module):
         """Has the gradient inf where a sample's first coordinate is 0."""
 
@@ -483,7 +484,8 @@ def test_a_sample_with_infinite_gradient_does_not_reach_the_others(linear):
     x = linear.x.copy()
     x[3, 0] = 0
     classifier = make_classifier(Root(), (30,), 5)
-    adversarial = WassersteinFGM(classifier, eps=0.05, loss="ce", verbose=False).generate(x, linear.y)
+    attack = WassersteinFGM(classifier, norm=norm, eps=0.05, loss="ce", verbose=False)
+    adversarial = attack.generate(x, linear.y)
     assert np.isfinite(adversarial).all()
     np.testing.assert_array_equal(adversarial[3], x[3])
     assert (np.abs(np.delete(adversarial - x, 3, 0)).max(1) > 0).all()

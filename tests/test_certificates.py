@@ -32,14 +32,17 @@ from art_wdro import (
     sensitivity,
     wasserstein_distance,
 )
+from art_wdro._bounds import branch_and_bound
 from art_wdro._bounds.branch_and_bound import largest_jacobian
-from art_wdro._bounds.certified import PairConstants, worst_mean
-from art_wdro._bounds.crown import output_bounds
+from art_wdro._bounds.cells import Cell
+from art_wdro._bounds.certified import PairConstants, certain_radii, margin_bounds, worst_mean
+from art_wdro._bounds.crown import _lines, output_bounds
 from art_wdro._bounds.intervals import Ball, Interval
 from art_wdro._bounds.jacobians import jacobians, propagate
-from art_wdro._bounds.operator_norms import JacobianNorms
+from art_wdro._bounds.operator_norms import JacobianNorms, lipschitz_constants, operator_norms
 from art_wdro._bounds.tracing import graph_of
 from art_wdro._threat.norms import dual_exponent
+from art_wdro.certificates._loss import _rings
 from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier
 
 ACTIVATIONS = {
@@ -171,6 +174,36 @@ def test_a_round_ball_in_the_plane_meets_the_cells_that_a_fine_grid_meets(r):
         assert bounds.upper == pytest.approx(largest, rel=1e-6)
 
 
+@pytest.mark.parametrize(("norm", "farthest"), [(1.0, 0.3), (2.0, 0.3 * math.sqrt(2))])
+@pytest.mark.parametrize("share", [0.97, 1.03])
+def test_a_cell_is_met_where_the_ball_reaches_it(norm, farthest, share):
+    """A half-plane that begins at a share of the way from the centre to where the sums x_1 + x_2 of the ball end."""
+    nodes = graph_of(nn.Sequential(linear_layer([[1.0, 1.0]], [-1.0 - share * farthest]), nn.ReLU()), (2,))
+    ends = torch.tensor([0.0]).double(), torch.tensor([math.inf]).double()
+    ball = Ball(torch.full((1, 2), 0.5).double(), torch.tensor([0.3]).double(), norm, unit_box(2))
+    room, point = Cell(nodes, {len(nodes) - 1: ends}, torch.Size([2])).deepest(ball, 10.0)
+    assert (room > 0) == (share < 1)
+    assert share > 1 or (ball.outside(point) <= 1e-9 and point.sum() >= 1 + share * farthest)
+
+
+def test_the_upper_bound_holds_where_no_steep_input_is_known(monkeypatch):
+    """Without the random search, around a slope of 1 at 0.7; and where no programme says that the cells are met."""
+    monkeypatch.setattr(branch_and_bound.LowerBound, "climb", lambda self: None)
+    ball = whole(unit_box(1), math.inf)
+    smooth = nn.Sequential(linear_layer([[4.0]], [-2.8]), nn.Tanh(), linear_layer([[0.25], [0.0]]))
+    bounds = largest_jacobian(graph_of(smooth, (1,)), ball, 2, branches=20, seconds=math.inf)
+    assert 0.9 < bounds.lower < 1.0 <= bounds.upper < 1.05
+    assert not bounds.exact
+
+    monkeypatch.setattr(branch_and_bound.Cell, "deepest", lambda self, ball, seconds: (0.0, ball.centre[0]))
+    steep = nn.Sequential(
+        linear_layer([[1.0], [1.0]], [-0.7, -0.71]), nn.ReLU(), linear_layer([[1.0, -1.0], [0.0, 0.0]])
+    )
+    bounds = largest_jacobian(graph_of(steep, (1,)), ball, 2, seconds=math.inf)
+    assert bounds.lower == 0.0
+    assert bounds.upper == pytest.approx(1.0)
+
+
 @pytest.mark.slow
 def test_no_sampled_gradient_exceeds_the_upper_bound_on_thousands_of_networks():
     """Some with a budget of few branches, so that unfinished searches are among them."""
@@ -226,6 +259,29 @@ def test_bounds_of_values_jacobians_and_outputs_hold_on_samples(activation):
                 assert ((logits @ rows[place].T).amin(0) >= lowest[place]).all()
 
 
+@pytest.mark.parametrize(("norm", "lowest"), [(1.0, 0.6 - 0.3), (2.0, 0.2), (math.inf, 0.2)])
+def test_the_bound_of_a_sum_is_the_larger_of_those_over_the_ball_and_the_box_around_it(norm, lowest):
+    """Around (0.1, 0.5) with the radius 0.3, which the unit box ends at 0: the least values are 0 and 0.2 there."""
+    centre, radius = torch.tensor([[0.1, 0.5]]).double(), torch.tensor([0.3]).double()
+    nodes = graph_of(linear_layer([[1.0, 1.0]]), (2,))
+    ball = Ball(centre, radius, norm, unit_box(2))
+    found = output_bounds(nodes, ball, lambda part: torch.ones(1, 1, 1).double()[:, part], 1)
+    assert found.item() == pytest.approx(lowest, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "tanh", "softplus", "sigmoid"])
+def test_lines_around_an_activation_lie_where_those_of_extreme_slopes_cross(name):
+    operation = graph_of(nn.Sequential(nn.Identity(), ACTIVATIONS[name]), (1,))[-1].operation
+    ends = Interval(*torch.tensor([[-2.0, -0.5, 1.0], [-1.0, 3.0, 1.5]], dtype=torch.float64))
+    (first, last), (least, most) = map(operation.apply, ends), operation.slopes(*ends)
+    lines = _lines(operation, ends)
+    x = ends.lower + (ends.upper - ends.lower) * torch.linspace(0, 1, 10001, dtype=torch.float64)[:, None]
+    above = torch.minimum(first + most * (x - ends.lower), last - least * (ends.upper - x))
+    below = torch.maximum(first + least * (x - ends.lower), last - most * (ends.upper - x))
+    torch.testing.assert_close(lines.upper_offset, (above - lines.upper_slope * x).amax(0), rtol=0, atol=1e-3)
+    torch.testing.assert_close(lines.lower_offset, (below - lines.lower_slope * x).amin(0), rtol=0, atol=1e-3)
+
+
 @given(st.integers(0, 10**6), st.sampled_from(list(ACTIVATIONS)), st.sampled_from([1e-6, 1.0, 30.0, 1e6]))
 def test_slopes_and_values_of_activations_stay_inside_their_bounds(seed, name, scale):
     generator = torch.Generator().manual_seed(seed)
@@ -242,6 +298,31 @@ def test_slopes_and_values_of_activations_stay_inside_their_bounds(seed, name, s
     assert ((slope >= slopes.lower - 1e-12 - cut) & (slope <= slopes.upper + 1e-12 + cut)).all()
     slack = 1e-12 * scale + cut
     assert ((y >= region.values[-1].lower - slack) & (y <= region.values[-1].upper + slack)).all()
+
+
+@pytest.mark.parametrize(("dense", "spectral"), [(2**25, 5.0), (0, math.sqrt(4 * 7))])
+def test_operator_norms_of_a_row(monkeypatch, dense, spectral):
+    """The spectral one of a matrix too large for it is bounded by the sums of rows and columns."""
+    monkeypatch.setattr("art_wdro._bounds.operator_norms.DENSE", dense)
+    (found,) = operator_norms(graph_of(linear_layer([[3.0, -4.0]]), (2,)), [torch.Size([2]), torch.Size([1])]).values()
+    assert found == pytest.approx({1.0: 4.0, 2.0: spectral, math.inf: 7.0})
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [(lambda x, a: x + torch.relu(a(x)), 1.0 + 2.0), (lambda x, a: F.leaky_relu(a(x) - 9.0, -3.0), 3.0 * 2.0)],
+)
+def test_lipschitz_constants_of_sums_and_of_falling_activations(function, expected):
+    nodes = graph_of(Forward(function, linear_layer([[2.0]])), (1,))
+    region = propagate(nodes, unit_box(1))
+    norms = operator_norms(nodes, [values.lower.shape[1:] for values in region.values])
+    for r in NORMS:
+        assert lipschitz_constants(nodes, region, r, norms)[-1] == pytest.approx(expected)
+
+
+def test_a_bound_beyond_float32_is_none():
+    bounds = Interval(*(sign * torch.tensor([1e38, 1e39], dtype=torch.float64) for sign in (-1.0, 1.0)))
+    assert [bound.tolist() for bound in bounds.within_range()] == [[-1e38, -math.inf], [1e38, math.inf]]
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -273,6 +354,32 @@ def test_radii_of_a_linear_model_are_its_distances(norm):
     assert (radii <= knapsack.distances_ * (1 + 1e-9)).all()
     capped = certified_radii(classifier, x, y, norm, largest=expected / 2)
     assert capped == pytest.approx(expected / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_radius_ends_where_the_bounds_of_the_margin_cross_zero(seed):
+    """Here without Lipschitz constants; found by bisection, which takes three times as many bounds."""
+    model = dense((5, 8, 6, 4), nn.ReLU(), seed)
+    x = torch.rand(10, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    nodes, labels, largest = graph_of(model, (5,)), model(x).argmax(1), torch.ones(10).double()
+    ball = Ball(x, largest, math.inf, Interval(torch.zeros_like(x), torch.ones_like(x)))
+    radii = certain_radii(nodes, ball, labels, torch.full((10, 3), math.inf).double(), largest)
+    low, high = torch.zeros_like(largest), largest
+    for _ in range(30):
+        middle = (low + high) / 2
+        holds = margin_bounds(nodes, ball._replace(radius=middle), labels, 4).amin(1) > 0
+        low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
+    assert (low > 0).all()
+    assert (radii <= high).all()
+    assert (radii > 0.98 * low).all()
+
+
+def test_a_sample_that_rounds_to_another_class_has_no_radius():
+    """The second logit is larger by 2^-30, which float32 has beside 0 and not beside 1."""
+    classifier = make_classifier(linear_layer([[1.0], [1.0]], [0.0, 2.0**-30]), (1,), 2)
+    x = np.array([[0.0], [1.0]], np.float32)
+    assert classifier.predict(x).argmax(1).tolist() == [1, 0]
+    assert certified_radii(classifier, x, [1, 1]).tolist() == [math.inf, 0.0]
 
 
 @pytest.fixture
@@ -576,6 +683,19 @@ def test_networks_of_unusual_shape():
 def test_loss_certificates_at_the_ends_of_their_range(linear, p, eps):
     found = loss_certificate(linear.classifier, linear.x, linear.y, p, 2, eps)
     assert found.clean <= found.bound <= found.by_lipschitz < math.inf
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.3, 0.6, 1.0])
+def test_losses_are_bounded_at_the_budget_and_at_the_size_of_the_box(eps):
+    rings = _rings(eps, 1.0)
+    assert (rings.diff() > 0).all()
+    assert rings[-1] == 1.0
+    assert (rings - eps).abs().min() < 1e-12
+
+
+def test_a_budget_beyond_the_box_is_that_of_the_box(linear):
+    found = loss_certificate(linear.classifier, linear.x, linear.y, 2, 2, 1e3, constant=0.5)
+    assert found.by_lipschitz == pytest.approx(found.clean + 0.5 * math.sqrt(30))
 
 
 @pytest.mark.parametrize(

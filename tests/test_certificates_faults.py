@@ -80,6 +80,8 @@ def test_bounds_pair_by_pair_are_those_of_all_pairs_at_once(norm, monkeypatch):
         ends = largest_jacobian(nodes, ball, classes, branches=pair_count(classes), seconds=math.inf)
         largest = torch.minimum(at_once, norms.product(rows)).max().item()
         assert ends.upper == pytest.approx(max(largest, ends.lower), rel=1e-8)
+    begun = largest_jacobian(nodes, ball, classes, branches=1, seconds=math.inf)  # of four pairs alone
+    assert begun.upper == pytest.approx(norms.product(rows).max().item(), rel=1e-8)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -21,6 +21,7 @@ from art_wdro import (
     WassersteinPGD,
 )
 from art_wdro._storage import checkpoint
+from art_wdro._storage.seals import check_seal
 from tests import checkpoint_worker
 from tests.conftest import NORMS, digits, linear_problem
 
@@ -187,6 +188,37 @@ def test_what_is_no_whole_checkpoint_is_refused(digits_classifier, tmp_path, mon
         trainer(digits_classifier).fit(**given | {"checkpoint": tmp_path})
     with pytest.raises(TypeError, match="checkpoint is 3; allowed is a path"):
         trainer(digits_classifier).fit(**given | {"checkpoint": 3})
+
+
+def test_a_checkpoint_of_a_later_format_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "run.ckpt"
+    with monkeypatch.context() as later:
+        later.setattr(checkpoint, "FORMAT", 3)
+        checkpoint.save(file, "a run", {}, {})
+    with pytest.raises(ValueError, match="has the format 3, and this version reads the format 2 alone"):
+        checkpoint.load(file, "a run", {})
+
+
+def test_a_seal_belongs_to_one_file(tmp_path):
+    files = [tmp_path / name for name in ("one.ckpt", "other.ckpt")]
+    for file in files:
+        checkpoint.save(file, "a run", {}, {})
+    seal = checkpoint.check(files[0], "a run")
+    with files[0].open("rb") as stream:
+        check_seal(stream, seal)
+    with files[1].open("rb") as stream, pytest.raises(ValueError, match="does not fit its digest"):
+        check_seal(stream, seal)
+
+
+def test_a_setting_that_only_one_side_has_is_another_one(tmp_path):
+    file = tmp_path / "run.ckpt"
+    checkpoint.save(file, "a run", {"eps": 0.1, "loss": "ce"}, {})
+    for settings, message in (
+        ({"eps": 0.1}, "loss = 'ce', and now it is None"),
+        ({"eps": 0.1, "loss": "ce", "gamma": 1.0}, "gamma = None, and now it is 1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            checkpoint.load(file, "a run", settings)
 
 
 def test_a_scheduler_that_cannot_be_saved_is_said_at_once(digits_classifier, tmp_path):

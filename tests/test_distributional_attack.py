@@ -106,6 +106,14 @@ def test_batches_masks_and_probes(digits_classifier):
     assert many.gradients_ > few.gradients_
 
 
+def test_gradients_are_those_of_all_probes_and_of_the_pursuit(linear):
+    """One sample in ten is misclassified and costs nothing; within a tiny radius every other one needs all steps."""
+    attack = WassersteinDistributionalAttack(linear.classifier, eps=1e-6, classes=3, max_iter=7, verbose=False)
+    adversarial = attack.generate(linear.x, linear.y)
+    assert adversarial_accuracy(linear.classifier, adversarial, linear.y, eps=0.0) == pytest.approx(0.9)
+    assert attack.gradients_ == pytest.approx(0.9 * (3 * 4 + 7))
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

@@ -7,6 +7,7 @@ import builtins
 import json
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from art_wdro import (
     sensitivity,
     wasserstein_distance,
 )
+from art_wdro.evaluation._attempts import Case, Pool, attempts_on
 from art_wdro.evaluation._report import Row
-from art_wdro.evaluation._sanity import check_order
+from art_wdro.evaluation._sanity import check_order, check_rows
 from tests.conftest import NORMS, digits, linear_problem, make_classifier
 
 
@@ -198,12 +200,19 @@ def test_vanishing_gradients_are_noticed(linear):
 def test_more_accuracy_under_the_larger_threat_is_noticed():
     rows = [
         Row("none", None, 0.9, 0, 0, 0),
+        Row("AutoAttack", math.inf, math.nan, math.nan, 0, math.nan, "MemoryError: no room"),
         Row("PGD", math.inf, 0.5, 0, 0, 0),
         Row("W-PGD", 2.0, 0.51, 0, 0, 0),
         Row("knapsack", 2.0, 0.3, 0, 0, 0),
     ]
     (text,) = check_order(rows)
     assert "W-PGD leaves 51.0 % under W_2, more than the 50.0 % of PGD under W_inf" in text
+
+
+def test_one_radius_for_all_samples_is_not_compared():
+    rows = [Row("PGD", math.inf, 0.5, 0, 0, 0), Row("WDA", 2.0, 0.6, 0, 0, 0)]
+    assert len(check_rows(SimpleNamespace(undefined=0, elsewhere=0, mass={}), rows)) == 1
+    assert check_rows(SimpleNamespace(undefined=0, elsewhere=0, mass={"WDA": np.ones(1)}), rows) == []
 
 
 def test_figure_without_matplotlib_and_autoattack_that_does_not_fit(report, linear, monkeypatch, tmp_path):
@@ -268,6 +277,22 @@ def test_bounds_follow_their_formula(digits_classifier, norm, loss):
         assert found.lower <= adversarial_accuracy(digits_classifier, x, y, norm=norm, eps=eps) + 0.02
 
 
+def test_the_loss_after_the_step_bounds_where_it_rises_faster_than_its_slope(linear):
+    """As the cross-entropy of a linear model does, which is convex."""
+    classifier, x, y = linear
+    found = accuracy_bounds(classifier, x, y, eps=0.03, loss="ce")
+    adversarial = WassersteinFGM(classifier, eps=0.03, loss="ce", verbose=False).generate(x, y)
+    with torch.no_grad():
+        clean, after = (
+            nn.functional.cross_entropy(classifier.model(torch.from_numpy(a)), torch.from_numpy(y), reduction="none")
+            for a in (x, adversarial)
+        )
+    missed = clean[::10].mean().item()  # one sample in ten
+    gap, left = missed - clean.mean().item(), missed - after.mean().item()
+    assert 0 < left < gap - 0.03 * sensitivity(classifier, x, y, loss="ce")
+    assert found.ratio_lower == pytest.approx(left / gap, rel=1e-4)
+
+
 def test_bounds_at_the_edges(linear):
     same = accuracy_bounds(linear.classifier, linear.x, linear.y, eps=0)
     assert same.lower == pytest.approx(same.clean)
@@ -324,6 +349,25 @@ def test_distances_are_the_least_over_all_rows(linear, monkeypatch):
     assert found.accuracy(0.05, np.inf) <= left["PGD-20, CE"]
     assert left["knapsack"] <= left["W-PGD-100, ReDLR, linear"]
     assert any("other attacks came nearer to" in text for text in found.warnings)
+
+
+def test_the_nearest_points_are_kept_and_those_that_a_search_missed_are_counted():
+    """Of samples left of a border at 1/2, and one beyond it."""
+    layer = nn.Linear(1, 2)
+    layer.weight.data, layer.bias.data = torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.0])
+    x = torch.tensor([[0.25], [0.375], [0.75]])
+    case = Case(make_classifier(layer, (1,), 2), x, torch.zeros(3, dtype=torch.int64), 2.0, math.inf, 0.375, 8)
+    pool = Pool(case)
+    nearest = torch.tensor([[0.625], [0.75], [0.75]])
+    pool.search(nearest)
+    assert pool.elsewhere == 0
+    pool.search(torch.tensor([[1.0], [0.7525], [0.75]]))  # twice as far, and a little less than 1 %
+    assert pool.elsewhere == 1
+    assert pool.distances.tolist() == [0.375, 0.375, 0.0]
+    assert torch.equal(pool.nearest, nearest)
+    pointwise = attempts_on(case, 1, autoattack=False)[-1]
+    assert pointwise.name == "knapsack's distances"
+    assert torch.equal(pointwise.run(pool).points, nearest)  # a distance of eps is within eps
 
 
 def test_gradients_are_those_that_were_spent(report):

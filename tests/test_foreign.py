@@ -31,6 +31,9 @@ from art_wdro import (
     sensitivity,
 )
 from art_wdro._host import classifier as host
+from art_wdro._host.doubts import disagreement
+from art_wdro._host.inputs import as_inputs
+from art_wdro._host.precision import in_precision
 from tests.conftest import digits, linear_problem, make_classifier, same, weights
 
 ATTACKS = (WassersteinPGD, WassersteinFGM, WassersteinKnapsack, WassersteinDistributionalAttack)
@@ -128,6 +131,17 @@ def test_other_predictions_than_those_of_the_logits_are_told_with_both_figures()
     adversarial_accuracy(problem.classifier, problem.x, right, eps=0.0)  # nothing to tell
 
 
+@pytest.mark.parametrize(("others", "told"), [(4, False), (10, True)])
+def test_near_ties_may_be_predicted_otherwise_of_few_samples_in_a_thousand(monkeypatch, others, told):
+    classifier, x, _ = linear_problem(samples=1000)
+    scores = classifier.predict(x)
+    labels = torch.from_numpy(scores.argmax(1))
+    scores[:others] = np.roll(scores[:others], 1, axis=1)
+    monkeypatch.setattr(classifier, "predict", lambda *_, **__: scores)
+    found = disagreement(classifier, torch.from_numpy(x), labels, 128)
+    assert (found is not None) == told
+
+
 class BatchMeans(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -199,6 +213,8 @@ def test_inputs_outside_the_box_by_rounding_are_clipped():
     x = problem.x.copy()
     x[0, 0], x[1, 1] = np.float32(low) * np.float32(1 + 2e-7), np.float32(high) * np.float32(1 + 2e-7)
     assert x[0, 0] < np.float32(low)
+    inputs = as_inputs(problem.classifier, x)
+    assert [inputs.min(), inputs.max()] == [np.float32(low), np.float32(high)]
     adversarial = WassersteinPGD(problem.classifier, eps=0.01, verbose=False).generate(x, problem.y)
     assert adversarial.min() >= np.float32(low)
     assert adversarial.max() <= np.float32(high)
@@ -345,6 +361,18 @@ def test_half_precision_holds_on_any_scale_of_the_logits(scale, precision):
         left[name] = adversarial_accuracy(classifier, problem.x, problem.y, attack)
     assert left["float32"] < 0.6
     assert left[precision] == pytest.approx(left["float32"], abs=0.03 if precision == "float16" else 0.06)
+
+
+def test_every_sample_has_a_gradient_of_its_own_scale_in_float16():
+    problem = linear_problem()
+    x, weights = torch.from_numpy(problem.x), torch.logspace(-6, 6, len(problem.x))
+    gradients = []
+    for precision in ("float16", "float32"):
+        function = in_precision(problem.classifier.model, precision, torch.device("cpu"))
+        point = x.clone().requires_grad_()
+        (weights * function(point)[:, 0]).sum().backward()
+        gradients.append(point.grad / weights[:, None])
+    torch.testing.assert_close(*gradients, rtol=2e-3, atol=1e-4)
 
 
 # --- threads and Ctrl-C -----------------------------------------------------------------------------------------

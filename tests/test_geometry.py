@@ -77,7 +77,7 @@ def test_samples_without_gradient_stay():
 
 def test_large_orders_neither_overflow_nor_underflow():
     tiny = torch.full((3,), 1e-200, dtype=torch.float64)
-    assert power_mean(tiny, 101.0).item() == pytest.approx(1e-200)
+    assert power_mean(tiny, 101.0).item() == pytest.approx(1e-200, abs=0)
     assert power_mean(tiny * 1e300, 501.0).item() == pytest.approx(1e100)
 
 
@@ -115,6 +115,14 @@ def test_l1_direction_takes_the_largest_coordinate_that_can_move():
     movable = torch.tensor([[True, True, True], [False, True, True], [False, True, True]])
     expected = torch.tensor([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
     torch.testing.assert_close(geometry.sample_direction(gradient, 1.0, movable), expected)
+
+
+def test_a_coordinate_within_float_noise_of_its_bound_is_full():
+    lower, upper = torch.tensor(0.0), torch.tensor(1.0)
+    x = torch.tensor([[1 - 2.0**-24, 0.999, 2.0**-24, 0.001]])
+    for sign in (1.0, -1.0):
+        movable = geometry.movable_coordinates(x, torch.full_like(x, sign), lower, upper)
+        assert movable.tolist() == [[sign < 0, True, sign > 0, True]]
 
 
 @given(ARRAYS, st.floats(2.0**-30, 1.0, width=32))

@@ -89,6 +89,13 @@ def test_mapped_files_that_torch_cannot_share(tmp_path, dtype, step):
     np.testing.assert_array_equal(attack.generate(x, problem.y[::step]), expected)
 
 
+def test_distances_of_mapped_doubles_keep_their_digits(tmp_path):
+    for name, value in (("x", 1.0), ("x_adv", 1.0 + 1e-12)):
+        np.save(tmp_path / f"{name}.npy", np.full((2, 1), value, ">f8"))
+    x, x_adv = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("x", "x_adv"))
+    assert wasserstein_distance(x, x_adv) == pytest.approx(1e-12, rel=1e-3, abs=0)
+
+
 @pytest.mark.parametrize("kind", ["anonymous", "copy on write"])
 def test_private_mappings_keep_what_was_written_to_them(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(arrays, "TOUCHED", 500)

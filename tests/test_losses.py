@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from art_wdro import DLRLoss, ReDLRLoss, WassersteinPGD, adversarial_accuracy
-from art_wdro.losses import attack_objective
+from art_wdro.losses import are_probabilities, attack_objective
 from tests.conftest import linear_problem
 
 LOGITS = hnp.arrays(
@@ -104,6 +104,12 @@ def test_reduction_is_mutable_and_checked():
 def test_half_precision_is_widened():
     logits = torch.tensor([[4.0, 1.0, 0.0]], dtype=torch.bfloat16)
     assert ReDLRLoss()(logits, torch.tensor([0])).dtype == torch.float32
+
+
+def test_probabilities_are_rows_between_0_and_1_that_add_up_to_1():
+    assert are_probabilities(torch.tensor([[0.7, 0.3], [0.0, 1.0]]))
+    for row in ([0.7, 0.299], [1.2, -0.2]):  # scores of classes apart, and logits
+        assert not are_probabilities(torch.tensor([[0.7, 0.3], row]))
 
 
 def test_bad_shapes_are_refused():

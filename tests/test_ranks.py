@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 CASES = {2: ("attack", "train", "refused", "resume"), 3: ("attack", "train", "weighted")}
 """What the ranks of one job do in turn, by their number; the imports of a process take longer than a case."""
 
+T = TypeVar("T")
 Found = list[dict[str, np.ndarray]]
 """What one case gave, by rank."""
 
@@ -165,10 +167,10 @@ class Threads:
         self._barrier.wait()
         return found
 
-    def run(self, work: Callable[[int], list[torch.Tensor]]) -> list[list[torch.Tensor]]:
+    def run(self, work: Callable[[int], T]) -> list[T]:
         """Let every rank work, and return what each found."""
 
-        def as_rank(rank: int) -> list[torch.Tensor]:
+        def as_rank(rank: int) -> T:
             self._own.rank = rank
             token = _ranks._current.set(self)
             try:
@@ -178,6 +180,10 @@ class Threads:
 
         with ThreadPoolExecutor(self.count) as pool:
             return [*pool.map(as_rank, range(self.count))]
+
+
+def test_all_ranks_go_by_the_number_of_the_first():
+    assert Threads(3).run(lambda rank: _ranks.agreed(10 + rank)) == [10, 10, 10]
 
 
 @pytest.mark.parametrize("counts", [{}, {"weight": torch.tensor([1.0, 5.0, 0.2])}, {"ignore_index": 0}])

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
+from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_wdro import DistributionalTRADESTrainer, sensitivity
 from art_wdro._threat.norms import dual_exponent, power_mean
 from art_wdro.trainers._consistency import CONSISTENCIES, ce_consistency, kl_consistency
-from art_wdro.trainers._update import set_training_mode
+from art_wdro.trainers._trades import AlgorithmOne
+from art_wdro.trainers._update import Updates, set_training_mode
 from art_wdro.trainers._upsilon import RunningUpsilon, batch_budget
+from tests.conftest import linear_problem, make_classifier, same
 
 
 def scalars(*values: float) -> torch.Tensor:
@@ -87,6 +92,75 @@ def test_what_is_restored_replaces_what_was_streamed():
     assert other.stream(scalars(4.0)[0], 10).item() == pytest.approx(math.sqrt(10))
     other.set_state(RunningUpsilon(eta=1.0, p=2, window=3).state(), torch.device("cpu"))
     assert other.value is None
+
+
+def trainable(clip_values=(0.0, 1.0)) -> tuple[torch.Tensor, torch.Tensor, PyTorchClassifier]:
+    """Samples and labels of a linear model, and it with an optimiser."""
+    problem = linear_problem()
+    optimiser = torch.optim.SGD(problem.classifier.model.parameters(), lr=0.1)
+    classifier = make_classifier(problem.classifier.model, (30,), 5, optimizer=optimiser, clip_values=clip_values)
+    return torch.from_numpy(problem.x), torch.from_numpy(problem.y), classifier
+
+
+def algorithm_one(classifier: PyTorchClassifier, **settings) -> AlgorithmOne:
+    """Algorithm 1 with the budget 0.1 and one step, and updates that return the batches that they are given."""
+    trainer = DistributionalTRADESTrainer(classifier, eps=0.1, max_iter=1, verbose=False, **settings)
+    return AlgorithmOne(trainer, lambda _, batches, *__: batches, None)
+
+
+def test_the_budget_of_an_epoch_is_the_mean_over_its_samples():
+    """Of minibatches of 16 and 8 samples, between whose Upsilon the running one moves by halves."""
+    x, y, classifier = trainable()
+    parts = slice(0, 16), slice(16, 24)
+    first, second = (sensitivity(classifier, x[part], y[part]) for part in parts)
+    assert second != pytest.approx(first, rel=0.01)
+    method = algorithm_one(classifier, eta=0.5, window=1)
+    for part in parts:
+        method.step(x[part], y[part], "")
+    whole = (first + second) / 2
+    expected = math.sqrt((16 + 8 * (second / whole) ** 2) / 24)
+    assert method.finish_epoch()["budget_ratio"] == pytest.approx(expected, rel=1e-5)
+    method.step(x[:16], y[:16], "")
+    assert method.finish_epoch()["budget_ratio"] == pytest.approx(first / ((whole + first) / 2), rel=1e-5)
+
+
+def test_the_pointwise_term_moves_every_sample_by_the_whole_budget():
+    x, y, classifier = trainable(clip_values=None)
+    _, shared, pointwise = algorithm_one(classifier, gamma=1.0).step(x, y, "")
+    torch.testing.assert_close((pointwise - x).abs(), torch.full_like(x, 0.1))
+    assert (shared - x).abs().amax(1).max() > 0.11
+
+
+class Tent(nn.Module):
+    """Two logits, 1 and a / 2 - |x - 1 / 2|, of which the second one's peak lies at 1 / 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.ones_like(x), self.a / 2 - (x - 0.5).abs()], 1)
+
+
+def test_training_takes_the_last_iterate():
+    """Here a step from before the peak of the loss to beyond it, where it is lower."""
+    model = Tent()
+    classifier = make_classifier(model, (1,), 2, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    _, attacked = algorithm_one(classifier).step(torch.tensor([[0.49]]), torch.tensor([0]), "")
+    assert attacked.item() == pytest.approx(0.59)
+
+
+def test_a_minibatch_that_is_skipped_leaves_running_statistics():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    before = copy.deepcopy(model.state_dict())
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    updates = Updates(make_classifier(model, (2,), 2, optimizer=optimiser), skip=True)
+    x, y = torch.rand(8, 2), torch.arange(8) % 2
+    for factor in (math.inf, 1.0):
+        with updates.replicated():
+            figures = updates(y, [x], lambda clean, factor=factor: (factor * clean.square().sum(), {}), "")
+        assert (figures is None) == math.isinf(factor)
+        assert same(before, model.state_dict()) == math.isinf(factor)
 
 
 def test_train_mode_leaves_frozen_parts_in_eval_mode():

@@ -20,6 +20,7 @@ from art_wdro import (
     functional,
 )
 from art_wdro._solvers.boundary import boundary
+from art_wdro.evaluation._attempts import Attempt, Case, Outcome, Pool
 from tests.conftest import NORMS, linear_problem, make_classifier
 
 ROOTS = torch.tensor([[2.0], [4.0], [9.0], [16.0], [25.0], [10.0**4], [1.5]])
@@ -94,6 +95,13 @@ def test_nan_is_no_class(swapped):
     assert (knapsack.distances_[right & defined] > 0).all()
     with pytest.raises(ValueError, match=r"y is None, and the classifier puts out NaN for sample \d+"):
         WassersteinPGD(classifier, verbose=False).generate(problem.x)
+
+
+def test_the_row_with_most_nan_counts():
+    pool = Pool(Case(make_classifier(Root(), (1,), 2, clip_values=None), ROOTS, LABELS, 2.0, math.inf, 1.0, 8))
+    for points in (torch.where(ROOTS > 10, -ROOTS, ROOTS), ROOTS):
+        pool.attempted(Attempt("given", 2.0, lambda _, points=points: Outcome(points, 0.0)))
+        assert pool.undefined == 3
 
 
 def test_a_report_looks_for_nan_everywhere():
