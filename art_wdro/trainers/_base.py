@@ -11,7 +11,6 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,45 +29,12 @@ from art_wdro._storage import checkpoint as checkpoints
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_optimiser, check_parameters, check_scheduler, check_single_sample
+from art_wdro.trainers._common import Common
 from art_wdro.trainers._minibatches import Batch, Generated, Minibatches, Shuffled
 from art_wdro.trainers._replicas import synchronised_norms
 from art_wdro.trainers._run import Method, Run, check_ranks
 from art_wdro.trainers._update import Updates
 from art_wdro.trainers._validation import check_validation, validation_accuracies
-
-ON_NONFINITE = ("raise", "skip")
-
-
-@dataclass(frozen=True)
-class Common:
-    """The parameters that all trainers share, checked."""
-
-    eps: float
-    p: float
-    norm: Any
-    max_iter: int
-    seed: int | None
-    verbose: bool
-    on_nonfinite: str
-    sync_batch_norm: bool
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        :raises ValueError: If a value is not allowed.
-        :raises TypeError: If a value is of the wrong type.
-        """
-        checked = {
-            "eps": arguments.real("eps", self.eps, 0.0),
-            "p": arguments.order(self.p),
-            "norm": arguments.ground_norm(self.norm),
-            "max_iter": arguments.integer("max_iter", self.max_iter, 1),
-            "seed": None if self.seed is None else arguments.seed(self.seed),
-            "verbose": arguments.flag("verbose", self.verbose),
-            "on_nonfinite": arguments.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE),
-            "sync_batch_norm": arguments.flag("sync_batch_norm", self.sync_batch_norm),
-        }
-        self.__dict__.update(checked)
 
 
 class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
@@ -219,7 +185,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             validation = None if validation_data is None else check_validation(self._classifier, validation_data)
             self._check_smallest(minibatches)
         self.history, self.best_epoch, self.final_state = [], None, None
-        updates = Updates(self._classifier, self._common.on_nonfinite == "skip")
+        updates = Updates(self._classifier, self._common)
         run = Run(self._classifier, minibatches, self._method(updates, minibatches), scheduler)
         # what describes a run reads all of its data, so only who compares runs asks for it
         compared = file is not None or shards() is not None
@@ -267,7 +233,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             torch.inference_mode(False),
             host.restored(self._classifier),
             synchronised_norms(model, shards(), self._common.sync_batch_norm),
-            updates.replicated(),
+            updates.prepared(),
         ):
             yield
 

@@ -28,7 +28,8 @@ from art_wdro._threat.threat import Threat
 from art_wdro.attacks._base import WassersteinAttack
 from art_wdro.losses import PerSampleLoss, attack_objective, predicted
 from art_wdro.trainers._augmentation import indices_of
-from art_wdro.trainers._base import Common, FineTuner
+from art_wdro.trainers._base import FineTuner
+from art_wdro.trainers._common import Common
 from art_wdro.trainers._consistency import CONSISTENCIES
 from art_wdro.trainers._minibatches import Batch, Minibatches
 from art_wdro.trainers._run import Method
@@ -85,6 +86,7 @@ class DistributionalTRADESTrainer(FineTuner):
         precision: str = "float32",
         on_nonfinite: str = "raise",
         sync_batch_norm: bool = False,
+        update_precision: str = "float32",
     ) -> None:
         """Create the trainer.
 
@@ -113,11 +115,12 @@ class DistributionalTRADESTrainer(FineTuner):
         :param loss: Loss of the attack, as for :class:`WassersteinPGD`.
         :param window: Number of recent batches in the streaming estimate.
         :param verbose: Show a progress bar.
-        :param precision: Number format of the attack's passes, as for :class:`WassersteinPGD`; the update's stay as the
-            network has them.
+        :param precision: Number format of the attack's passes, as for :class:`WassersteinPGD`.
         :param on_nonfinite: What to do with a minibatch whose loss or gradient is NaN or infinite: "raise" an error
             that names it, or "skip" it and count it in `history`.
         :param sync_batch_norm: Under :func:`sharded`, take batch statistics over all ranks; needs CUDA.
+        :param update_precision: Number format of the update's forward passes: "float32" leaves it to the network,
+            "bfloat16" runs them under torch's autocast. Weights, optimiser and losses stay in float32.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
@@ -126,7 +129,7 @@ class DistributionalTRADESTrainer(FineTuner):
         norm = _taken(attack, "norm", norm, arguments.ground_norm)
         # the p of other attacks is another thing, as in ART's Wasserstein
         p = _taken(attack if isinstance(attack, WassersteinAttack) else None, "p", p, arguments.order)
-        common = Common(eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm)
+        common = Common(eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm, update_precision)
         super().__init__(classifier, attack, beta, common)
         if attack is not None and not (isinstance(attack, WassersteinAttack) and math.isfinite(attack.p)):
             warnings.warn(
@@ -200,7 +203,7 @@ class AlgorithmOne(Method):
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
         """Attack a minibatch with its share of the budget, and update the network once."""
         targets, y = y, indices_of(y)
-        with host.evaluating(self._classifier):
+        with self._updates.frozen():
             batches = [x, self._perturb(x, y)]
             if self._of._gamma > 0:
                 batches.append(self._ascend(self._pointwise, x, y, math.inf, self._eps).x)
@@ -238,7 +241,8 @@ class AlgorithmOne(Method):
         attack = self._of._attack
         if attack is not None:
             labels = None if self._of._attack_label == "predicted" else y.cpu().numpy()
-            array = attack.generate(x.cpu().numpy(), y=labels)
+            with host.evaluating(self._classifier):  # others may change modes and leave gradients
+                array = attack.generate(x.cpu().numpy(), y=labels)
             return torch.as_tensor(array, dtype=x.dtype, device=x.device)
         if self._of._upsilon == "resample":
             self._running.update(sensitivity_of(self._objective, self._labelled_sample(), self._p, self._r))
