@@ -49,7 +49,7 @@ class WassersteinMarginTrainer(FineTuner):
     the dual's value for eps on the minibatches; they stand in the place of upsilon, budget_ratio, consistency_loss and
     pointwise_loss.
 
-    Attributes: `history`, one dict an epoch (see `fit`); `best_epoch`, the epoch whose weights the classifier
+    Attributes: `history`, one dict an epoch; `best_epoch`, the epoch whose weights the classifier
     holds; `final_state`, the state dict after the last epoch, on the host.
 
     Source: docs/method.md, section Margin trainer. Pointwise, with the cross-entropy at the boundary point and a radius

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from art_wdro._host import classifier as host
@@ -22,6 +22,7 @@ from art_wdro._ranks import everywhere, is_first, rank, ranks, require_same, tog
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._storage.digests import fingerprint
 from art_wdro.trainers._minibatches import Batch, Minibatches
+from art_wdro.trainers._plan import Plan
 from art_wdro.trainers._random import random_state, set_random_state
 from art_wdro.trainers._update import Figures
 
@@ -55,7 +56,7 @@ class State:
     :param network: The network's state.
     :param optimiser: The optimiser's.
     :param scheduler: The scheduler's, or None.
-    :param order: Where the random order of the minibatches stands.
+    :param order: Where the order of the minibatches stands, on each rank.
     :param random: Random states, one a rank.
     :param learnt: What :meth:`Method.learnt` returned.
     :param history: One dict an epoch.
@@ -66,7 +67,7 @@ class State:
     network: dict[str, Any]
     optimiser: dict[str, Any]
     scheduler: dict[str, Any] | None
-    order: Tensor | None
+    order: list[dict[str, Any] | None]
     random: list[dict[str, Any]]
     learnt: dict[str, Any]
     history: list[dict[str, Any]]
@@ -94,10 +95,10 @@ class Run:
         classifier: PyTorchClassifier,
         minibatches: Minibatches,
         method: Method,
-        scheduler: LRScheduler | None,
+        plan: Plan,
     ) -> None:
         self._classifier, self._minibatches, self._method = classifier, minibatches, method
-        self._scheduler = scheduler
+        self.plan, self._scheduler = plan, plan.scheduler
         self._network, self._optimiser = host.network(classifier), host.optimiser(classifier)
         self._random: list[dict[str, Any]] | None = None
         self.history: list[dict[str, Any]] = []
@@ -112,7 +113,11 @@ class Run:
             {**group, "lr": group.get("initial_lr", group["lr"]), "params": [names.get(id(w)) for w in group["params"]]}
             for group in self._optimiser.param_groups
         ]
-        held = {"optimiser": [type(self._optimiser), groups], "scheduler": self._scheduler}
+        held = {
+            "optimiser": [type(self._optimiser), groups],
+            "scheduler": self._scheduler,
+            "augment": self.plan.augment,
+        }
         return {
             **host.identity(self._classifier, fixed=False),
             **host.described_parts(self._classifier, held),
@@ -137,8 +142,11 @@ class Run:
         skipped = 0
         for batch, (x, y) in enumerate(self._minibatches.epoch()):
             bar.update()
+            x, y = (part.to(device, non_blocking=True) for part in (x, y))
             with host.hint_at_memory("batch_size", len(x)):
-                figures = self._method.step(x.to(device), y.to(device), f"epoch {number}, batch {batch}")
+                figures = self._method.step(
+                    x.to(device, non_blocking=True), y.to(device, non_blocking=True), f"epoch {number}, batch {batch}"
+                )
             if figures is None:
                 skipped += 1
                 continue
@@ -189,19 +197,19 @@ class Run:
             if is_first():
                 checkpoint.save(content)
 
-    def restore(self, content: dict[str, Any], nb_epochs: int) -> None:
+    def restore(self, content: dict[str, Any]) -> None:
         """Take over the content of a checkpoint, random states apart; leave all as it was if that fails.
 
         :raises ValueError: If it does not fit.
         """
-        saved = State.of(content)
+        saved, nb_epochs = State.of(content), self.plan.nb_epochs
         if len(saved.history) > nb_epochs:
             raise ValueError(f"nb_epochs is {nb_epochs}; allowed is at least the checkpoint's {len(saved.history)}")
         before = self.weights(), copy.deepcopy(self._optimiser.state_dict())
         schedule = None if self._scheduler is None else copy.deepcopy(self._scheduler.state_dict())
         try:
             self._set(saved.network, saved.optimiser, saved.scheduler)
-            self._minibatches.set_state(saved.order)
+            self._minibatches.set_state(saved.order[rank()])
             self._method.relearn(saved.learnt)
         except Exception as error:
             self._set(*before, schedule)
@@ -219,7 +227,7 @@ class Run:
             network=self.weights(),
             optimiser=self._optimiser.state_dict(),
             scheduler=None if self._scheduler is None else self._scheduler.state_dict(),
-            order=self._minibatches.state(),
+            order=everywhere(self._minibatches.state()),
             random=everywhere(random_state(self._classifier.device)),
             learnt=self._method.learnt(),
             history=self.history,

@@ -54,8 +54,15 @@ class DistributionalTRADESTrainer(FineTuner):
     given to it replaces the built-in one. With validation data, the epoch with the highest accuracy under (W_p, l_r)
     is kept.
 
-    Attributes: `history`, one dict an epoch (see `fit`); `best_epoch`, the epoch whose weights the classifier
-    holds; `final_state`, the state dict after the last epoch, on the host.
+    Attributes: `history`, one dict an epoch; `best_epoch`, the epoch whose weights the classifier holds; `final_state`,
+    the state dict after the last epoch, on the host.
+
+    Each dict of `history` holds: epoch (from 0), loss, clean_loss, consistency_loss, pointwise_loss (None without
+    gamma), train_clean_accuracy and train_adversarial_accuracy (of the minibatches in train mode), upsilon (at the end
+    of the epoch), budget_ratio (the p-mean of eps_B over eps, 1 when the batch budgets add up to the whole; both None
+    with an `attack`), learning_rate (at its beginning), seconds, and the validation figures clean_accuracy,
+    winf_accuracy (pointwise PGD on the cross-entropy) and wp_accuracy (:class:`WassersteinPGD` with its default step),
+    None without validation data; and skipped_batches, those left out because their loss was not finite.
 
     Source: Bai, He, Jiang, Obloj, Wasserstein distributional adversarial training for deep neural
     networks, 2025, arXiv:2502.09352, Algorithm 1. Where the paper leaves a point open, docs/method.md
