@@ -37,6 +37,7 @@ from art_wdro.trainers._minibatches import Batch, Generated, Minibatches, Shuffl
 from art_wdro.trainers._plan import OnEpoch, Plan
 from art_wdro.trainers._replicas import synchronised_norms
 from art_wdro.trainers._run import Method, Run, check_ranks
+from art_wdro.trainers._schedule import check_length
 from art_wdro.trainers._transforms import Augment, Augmented, check_augment
 from art_wdro.trainers._update import Updates
 from art_wdro.trainers._validation import check_validation, validation_accuracies
@@ -84,6 +85,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         drop_last: bool = False,
         on_epoch: OnEpoch | None = None,
         augment: Augment | None = None,
+        scheduler_step: str = "epoch",
         **kwargs: Any,
     ) -> None:
         """Train on arrays, in shuffled minibatches; `history` starts anew.
@@ -105,7 +107,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         :param batch_size: Samples in a minibatch, on each rank; not those of a `DataLoader`. A minibatch of one is
             refused, before the first one trains, where the network does not train on it.
         :param nb_epochs: Number of epochs.
-        :param scheduler: Any learning rate scheduler of torch for the classifier's optimiser, stepped after each epoch.
+        :param scheduler: Any learning rate scheduler of torch for the classifier's optimiser.
             ReduceLROnPlateau gets wp_accuracy in mode "max" and the training loss in mode "min".
         :param checkpoint: File that holds the state of the run after every epoch: weights, optimiser, scheduler,
             Upsilon, history and random states. If it is there, the run goes on from it, to the same weights bit for bit
@@ -115,6 +117,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             first rank alone.
         :param augment: Called with the inputs of every minibatch, (n, ...), on the classifier's device, before they are
             attacked; returns others of the same shape and dtype in the box. :func:`shift_and_flip` makes one.
+        :param scheduler_step: Step the scheduler after each "epoch" or each "batch", which is a minibatch.
         :raises ValueError: If an argument does not fit; the message says which.
         :raises TypeError: If an argument is of the wrong type or unknown.
         :raises FloatingPointError: If the loss is no longer finite, unless `on_nonfinite` is "skip".
@@ -122,7 +125,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         self._refuse_unknown("fit", kwargs)
         batch_size = arguments.integer("batch_size", batch_size, 1)
         drop_last = arguments.flag("drop_last", drop_last)
-        plan = Plan(nb_epochs, scheduler, validation_data, augment, checkpoint, on_epoch)
+        plan = Plan(nb_epochs, scheduler, validation_data, augment, checkpoint, on_epoch, scheduler_step)
         with together():
             source = self._read(x, y)
             augmentation = Augmentation(self._classifier)
@@ -146,6 +149,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         *,
         on_epoch: OnEpoch | None = None,
         augment: Augment | None = None,
+        scheduler_step: str = "epoch",
         **kwargs: Any,
     ) -> None:
         """Train on the batches of a data generator of ART; everything else is as in :meth:`fit`.
@@ -162,6 +166,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             it again, and does not train on them.
         :param on_epoch: As for :meth:`fit`.
         :param augment: As for :meth:`fit`.
+        :param scheduler_step: As for :meth:`fit`.
         :raises ValueError: If an argument does not fit; the message says which.
         :raises TypeError: If an argument is of the wrong type or unknown.
         :raises FloatingPointError: If the loss is no longer finite.
@@ -171,7 +176,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             raise TypeError(f"generator is {generator!r}; allowed is a DataGenerator of ART")
         if generator.size is None:
             raise ValueError("generator has size None; needed is the number of samples in an epoch")
-        plan = Plan(nb_epochs, scheduler, validation_data, augment, checkpoint, on_epoch)
+        plan = Plan(nb_epochs, scheduler, validation_data, augment, checkpoint, on_epoch, scheduler_step)
         augmentation = Augmentation(self._classifier)
         seed = arguments.seed(self._common.seed)
         minibatches = Generated(self._classifier, generator, seed, augmentation, resumable=checkpoint is not None)
@@ -195,6 +200,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             check_optimiser(self._classifier)
             check_parameters(self._classifier)
             check_scheduler(self._classifier, plan.scheduler)
+            check_length(plan.scheduler, plan.scheduler_step, plan.nb_epochs, len(minibatches))
             if plan.file is not None:
                 checkpoints.check(plan.file, kind)
             validation = check_validation(self._classifier, plan.validation_data)
@@ -204,7 +210,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
                 minibatches = Augmented(self._classifier, minibatches, plan.augment)
         self.history, self.best_epoch, self.final_state = [], None, None
         updates = Updates(self._classifier, self._common)
-        run = Run(self._classifier, minibatches, self._method(updates, minibatches), plan)
+        run = Run(self._classifier, minibatches, self._method(updates, minibatches), plan, updates.average)
         # what describes a run reads all of its data, so only who compares runs asks for it
         compared = plan.file is not None or shards() is not None
         settings = {**self._settings(), **run.identity(validation)} if compared else {}
@@ -219,22 +225,29 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             with self._training(updates), self._bar(run, minibatches) as bar:
                 run.set_random_state()
                 for number in range(len(run.history), plan.nb_epochs):
-                    record = {**run.train(number, bar), **self._validate(validation)}
-                    is_best = run.finish(record)
-                    self.best_epoch = run.best_epoch
-                    shown = {k: record[k] for k in ("loss", "clean_accuracy", "wp_accuracy")}
-                    bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None})
-                    if saving is not None:
-                        run.save(saving)
-                    if plan.on_epoch is not None and is_first():
-                        with apart():
-                            plan.on_epoch(record, is_best)
-                    everywhere(None)
+                    self._train_epoch(run, number, validation, saving, bar)
         if plan.nb_epochs > 0:
             self.final_state = run.weights()
             self.best_epoch = plan.nb_epochs - 1 if run.best is None else run.best_epoch
-        if run.best is not None:
-            run.set_weights(run.best)
+        run.leave_weights()
+
+    def _train_epoch(
+        self, run: Run, number: int, validation: Batch | None, saving: Checkpoint | None, bar: tqdm[Any]
+    ) -> None:
+        """Train and validate one epoch, save the run, and show what came out."""
+        record = run.train(number, bar.update)
+        with run.averaged():
+            record |= self._validate(validation)
+            is_best = run.finish(record)
+        self.best_epoch = run.best_epoch
+        shown = {k: record[k] for k in ("loss", "clean_accuracy", "wp_accuracy")}
+        bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None})
+        if saving is not None:
+            run.save(saving)
+        if run.plan.on_epoch is not None and is_first():
+            with apart(), run.averaged():
+                run.plan.on_epoch(record, is_best)
+        everywhere(None)
 
     def _check_smallest(self, minibatches: Minibatches) -> None:
         """Refuse minibatches of one sample that the network does not train on."""
@@ -257,10 +270,11 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
 
     def _bar(self, run: Run, minibatches: Minibatches) -> tqdm[Any]:
         """Return the progress bar of a run, one tick a minibatch."""
-        count, done = len(minibatches), len(run.history)
+        count = len(minibatches)
         silent = not (self._common.verbose and is_first())
         total = run.plan.nb_epochs * count or None
-        return tqdm(total=total, initial=done * count, desc=type(self).__name__, disable=silent)
+        done = len(run.history) * count + run.minibatches
+        return tqdm(total=total, initial=done, desc=type(self).__name__, disable=silent)
 
     def _validate(self, data: Batch | None) -> dict[str, float | None]:
         common = self._common

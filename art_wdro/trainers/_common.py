@@ -28,6 +28,9 @@ class Common:
     on_nonfinite: str
     sync_batch_norm: bool
     update_precision: str
+    ema: float | None
+    weight_perturbation: float
+    max_grad_norm: float | None
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -45,5 +48,10 @@ class Common:
             "on_nonfinite": arguments.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE),
             "sync_batch_norm": arguments.flag("sync_batch_norm", self.sync_batch_norm),
             "update_precision": arguments.choice("update_precision", self.update_precision, tuple(UPDATE_PRECISIONS)),
+            "ema": None if self.ema is None else arguments.real("ema", self.ema, 0.0, 1.0, open_high=True),
+            "weight_perturbation": arguments.real("weight_perturbation", self.weight_perturbation, 0.0),
+            "max_grad_norm": None
+            if self.max_grad_norm is None
+            else arguments.real("max_grad_norm", self.max_grad_norm, 0.0, open_low=True),
         }
         self.__dict__.update(checked)

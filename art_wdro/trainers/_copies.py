@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 
+def by_type(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Group pairs of tensors by the type of the first ones, since torch takes one type at once."""
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for own, other in zip(first, second, strict=True):
+        owns, others = groups.setdefault(own.dtype, ([], []))
+        owns.append(own)
+        others.append(other)
+    return [*groups.values()]
+
+
 @torch.no_grad()
 def copy_all(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy values into tensors of the same shapes, all on one device."""
-    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-    for own, value in zip(to, values, strict=True):
-        owns, others = groups.setdefault(own.dtype, ([], []))  # torch takes one type at once
-        owns.append(own)
-        others.append(value)
-    for owns, others in groups.values():
+    for owns, others in by_type(to, values):
         torch._foreach_copy_(owns, others)
 
 

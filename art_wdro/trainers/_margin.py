@@ -73,6 +73,9 @@ class WassersteinMarginTrainer(FineTuner):
         on_nonfinite: str = "raise",
         sync_batch_norm: bool = False,
         update_precision: str = "float32",
+        ema: float | None = None,
+        weight_perturbation: float = 0.0,
+        max_grad_norm: float | None = None,
     ) -> None:
         """Create the trainer.
 
@@ -93,12 +96,30 @@ class WassersteinMarginTrainer(FineTuner):
         :param sync_batch_norm: Under :func:`sharded`, take batch statistics over all ranks; needs CUDA.
         :param update_precision: Number format of the update's forward passes: "float32" leaves it to the network,
             "bfloat16" runs them under torch's autocast. Weights, optimiser and losses stay in float32.
+        :param ema: Weight of the past in an exponential moving average of the network, in [0, 1), which is then what is
+            validated, selected and left in the classifier; `final_state` is the network's own. None takes no average.
+        :param weight_perturbation: Length of an adversarial perturbation of each weight tensor, relative to its norm,
+            where the gradient of an update is taken (Wu, Xia, Wang, 2020); 0 leaves it out.
+        :param max_grad_norm: Norm to which a longer gradient is cut; None cuts none.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
         """
         max_iter = arguments.integer("max_iter", max_iter, 2)
-        common = Common(eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm, update_precision)
+        common = Common(
+            eps,
+            p,
+            norm,
+            max_iter,
+            seed,
+            verbose,
+            on_nonfinite,
+            sync_batch_norm,
+            update_precision,
+            ema,
+            weight_perturbation,
+            max_grad_norm,
+        )
         super().__init__(classifier, None, beta, common)
         self._budgets = arguments.integer("budgets", budgets, 1)
         self._window = arguments.integer("window", window, 1)

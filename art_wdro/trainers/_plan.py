@@ -12,6 +12,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 
 from art_wdro._host import arguments
+from art_wdro.trainers._schedule import STEPS
 from art_wdro.trainers._transforms import Augment
 
 OnEpoch = Callable[[dict[str, Any], bool], None]
@@ -28,6 +29,7 @@ class Plan:
     :param augment: Changes every minibatch, or None.
     :param checkpoint: File of the run's state, or None.
     :param on_epoch: Called after each epoch, or None.
+    :param scheduler_step: When the scheduler is stepped, of `STEPS`.
     """
 
     nb_epochs: int
@@ -36,6 +38,7 @@ class Plan:
     augment: Augment | None = None
     checkpoint: str | os.PathLike[str] | None = None
     on_epoch: OnEpoch | None = None
+    scheduler_step: str = "epoch"
 
     @property
     def file(self) -> Path | None:
@@ -49,5 +52,6 @@ class Plan:
         :raises TypeError: If a value is of the wrong type.
         """
         self.__dict__["nb_epochs"] = arguments.integer("nb_epochs", self.nb_epochs, 0)
+        arguments.choice("scheduler_step", self.scheduler_step, STEPS)
         if self.checkpoint is not None:
             arguments.file("checkpoint", self.checkpoint)

@@ -94,6 +94,9 @@ class DistributionalTRADESTrainer(FineTuner):
         on_nonfinite: str = "raise",
         sync_batch_norm: bool = False,
         update_precision: str = "float32",
+        ema: float | None = None,
+        weight_perturbation: float = 0.0,
+        max_grad_norm: float | None = None,
     ) -> None:
         """Create the trainer.
 
@@ -128,6 +131,11 @@ class DistributionalTRADESTrainer(FineTuner):
         :param sync_batch_norm: Under :func:`sharded`, take batch statistics over all ranks; needs CUDA.
         :param update_precision: Number format of the update's forward passes: "float32" leaves it to the network,
             "bfloat16" runs them under torch's autocast. Weights, optimiser and losses stay in float32.
+        :param ema: Weight of the past in an exponential moving average of the network, in [0, 1), which is then what is
+            validated, selected and left in the classifier; `final_state` is the network's own. None takes no average.
+        :param weight_perturbation: Length of an adversarial perturbation of each weight tensor, relative to its norm,
+            where the gradient of an update is taken (Wu, Xia, Wang, 2020); 0 leaves it out.
+        :param max_grad_norm: Norm to which a longer gradient is cut; None cuts none.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
@@ -136,7 +144,20 @@ class DistributionalTRADESTrainer(FineTuner):
         norm = _taken(attack, "norm", norm, arguments.ground_norm)
         # the p of other attacks is another thing, as in ART's Wasserstein
         p = _taken(attack if isinstance(attack, WassersteinAttack) else None, "p", p, arguments.order)
-        common = Common(eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm, update_precision)
+        common = Common(
+            eps,
+            p,
+            norm,
+            max_iter,
+            seed,
+            verbose,
+            on_nonfinite,
+            sync_batch_norm,
+            update_precision,
+            ema,
+            weight_perturbation,
+            max_grad_norm,
+        )
         super().__init__(classifier, attack, beta, common)
         if attack is not None and not (isinstance(attack, WassersteinAttack) and math.isfinite(attack.p)):
             warnings.warn(
@@ -236,12 +257,14 @@ class AlgorithmOne(Method):
         return {"upsilon": value, "budget_ratio": ratio, "pointwise_loss": None}
 
     def learnt(self) -> dict[str, Any]:
-        """Return Upsilon and what it was estimated from."""
-        return self._running.state()
+        """Return Upsilon and what it was estimated from, and the sums over the epoch's budgets."""
+        return {**self._running.state(), "budgets": self._budgets}
 
     def relearn(self, learnt: dict[str, Any]) -> None:
         """Go on from what :meth:`learnt` returned."""
         self._running.set_state(learnt, self._classifier.device)
+        budgets = learnt["budgets"]
+        self._budgets = None if budgets is None else budgets.to(self._classifier.device)
 
     def _perturb(self, x: Tensor, y: Tensor) -> Tensor:
         """Solve the inner problem: attack a minibatch with its share of the budget."""

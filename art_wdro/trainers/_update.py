@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from art_wdro._host import classifier as host
 from art_wdro._ranks import count, ranks, shards, total
 from art_wdro.trainers._augmentation import indices_of
+from art_wdro.trainers._average import Average
 from art_wdro.trainers._common import UPDATE_PRECISIONS, Common
 from art_wdro.trainers._copies import Copies
 from art_wdro.trainers._modes import Modes
+from art_wdro.trainers._perturbation import Perturbation
 from art_wdro.trainers._replicas import Forward, replicated, share_buffers
 
 log = logging.getLogger("art_wdro")
@@ -41,7 +44,14 @@ class Updates:
         self._classifier, self._common = classifier, common
         self._forward: nn.Module | None = None
         self._modes: Modes | None = None
-        self._buffers = Copies(host.network(classifier).buffers)
+        model = host.network(classifier)
+        self._buffers = Copies(model.buffers)
+        self._perturbation = Perturbation(model, common.weight_perturbation) if common.weight_perturbation > 0 else None
+        self.average = (
+            None
+            if common.ema is None
+            else Average(lambda: itertools.chain(model.parameters(), model.buffers()), common.ema)
+        )
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -69,7 +79,8 @@ class Updates:
     def __call__(self, y: Tensor, batches: Sequence[Tensor], outer: Outer, where: str) -> Figures | None:
         """Take one step of the outer problem.
 
-        One value is read back from the device: whether loss and gradient are finite.
+        One value is read back from the device: whether loss and gradient are finite. Figures are those of the weights
+        before the step, and not of perturbed ones.
 
         :param y: Labels of this rank's part of the minibatch, (n,), or soft targets, (n, K).
         :param batches: The clean inputs, (n, ...), and further ones that `outer` wants.
@@ -83,13 +94,23 @@ class Updates:
         self._buffers.take()
         with self._modes.training():
             figures = self._descend(y, batches, outer)
-            if not _is_finite(figures["loss"], model):
+            if self._perturbation is not None:
+                self._buffers.put_back()
+                with self._perturbation.applied():
+                    loss = self._descend(y, batches, outer)["loss"]
+            else:
+                loss = figures["loss"]
+            if not _is_finite(loss, model):
                 optimiser.zero_grad()
                 self._buffers.put_back()
-                self._refuse(figures["loss"], where)
+                self._refuse(loss, where)
                 return None
+            if self._common.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), self._common.max_grad_norm)
             optimiser.step()
             share_buffers(model, shards())
+        if self.average is not None:
+            self.average.update()
         return figures
 
     def _descend(self, y: Tensor, batches: Sequence[Tensor], outer: Outer) -> Figures:
