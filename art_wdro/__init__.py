@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         WassersteinMarginTrainer,
         perturb_weights,
         reinitialise_last_layer,
+        shift_and_flip,
     )
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "reinitialise_last_layer",
     "sensitivity",
     "sharded",
+    "shift_and_flip",
     "wasserstein_distance",
 ]
 

@@ -155,7 +155,6 @@ def test_training_on_a_mapped_file_and_on_a_data_set(digits_classifier, tmp_path
         (X[:100], Y[:100]),
         (np.load(tmp_path / "x.npy", mmap_mode="r"), Y[:100]),
         (pairs,),
-        (DataLoader(pairs, batch_size=7),),
     ]
     found = []
     for arguments in given:

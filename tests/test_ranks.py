@@ -23,7 +23,8 @@ import torch.distributed as dist
 from art.defences.preprocessor import Mixup
 from torch import nn
 
-from art_wdro import _ranks, sharded
+from art_wdro import WassersteinMarginTrainer, _ranks, sharded
+from art_wdro.trainers._modes import Modes
 from art_wdro.trainers._update import Updates
 from tests import rank_worker
 from tests.conftest import make_classifier
@@ -201,7 +202,9 @@ def test_uneven_parts_of_a_minibatch_weigh_by_their_samples(monkeypatch, sizes, 
     def gradients(rows: slice) -> list[torch.Tensor]:
         model = copy.deepcopy(start)
         settings = {"loss": nn.CrossEntropyLoss(**counts), "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
-        updates = Updates(make_classifier(model, (4,), 3, **settings), skip=False)
+        classifier = make_classifier(model, (4,), 3, **settings)
+        updates = Updates(classifier, WassersteinMarginTrainer(classifier)._common)
+        updates._modes = Modes(classifier)
         updates._forward = lambda *batches: tuple(model(batch) for batch in batches)
         updates(y[rows], [x[rows], other[rows]], outer, "a minibatch")
         return [parameter.grad for parameter in model.parameters()]

@@ -14,8 +14,9 @@ from torch import nn
 from art_wdro import DistributionalTRADESTrainer, sensitivity
 from art_wdro._threat.norms import dual_exponent, power_mean
 from art_wdro.trainers._consistency import CONSISTENCIES, ce_consistency, kl_consistency
+from art_wdro.trainers._modes import set_training_mode
 from art_wdro.trainers._trades import AlgorithmOne
-from art_wdro.trainers._update import Updates, set_training_mode
+from art_wdro.trainers._update import Updates
 from art_wdro.trainers._upsilon import RunningUpsilon, batch_budget
 from tests.conftest import linear_problem, make_classifier, same
 

@@ -16,7 +16,7 @@ from art_wdro._cli.outputs import save_text, telling, writable
 from art_wdro._reproduction.laboratory import Laboratory
 from art_wdro._reproduction.protocol import Protocol
 from art_wdro._reproduction.reproduction import TARGETS, Reproduction
-from art_wdro.trainers._base import ON_NONFINITE
+from art_wdro.trainers._common import ON_NONFINITE
 from art_wdro.trainers._trades import UPSILON_ESTIMATES
 
 

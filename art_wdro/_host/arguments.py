@@ -33,21 +33,24 @@ def real(
     high: float = math.inf,
     *,
     open_low: bool = False,
+    open_high: bool = False,
     infinite: bool = False,
 ) -> float:
-    """Read a number between `low` and `high`, both included unless `open_low`.
+    """Read a number between `low` and `high`, both included unless `open_low` or `open_high`.
 
     :raises TypeError: If it is no real number (a NumPy scalar or a 0-d array or tensor is one).
     :raises ValueError: If it is NaN, out of range, or infinite and may not be.
     """
-    allowed = f"a number {'>' if open_low else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
+    allowed = f"a number {'>' if open_low else '>='} {low:g}"
+    allowed += f" and {'<' if open_high else '<='} {high:g}" if high < math.inf else ""
     allowed = "a finite number" if low == -math.inf else allowed + (", inf included" if infinite else "")
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise _refuse(TypeError, name, value, allowed)
     number = float(value)
-    if not low <= number <= high or (open_low and number == low) or (math.isinf(number) and not infinite):
+    inside = low <= number <= high and not (open_low and number == low) and not (open_high and number == high)
+    if not inside or (math.isinf(number) and not infinite):
         raise _refuse(ValueError, name, value, allowed)
     return number
 

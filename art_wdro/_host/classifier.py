@@ -223,16 +223,21 @@ def evaluating(classifier: PyTorchClassifier) -> Iterator[None]:
     """Put the network in eval mode with its parameters frozen; afterwards restore all of it.
 
     Frozen, because a compiled network computes the gradients of all parameters that want one, asked or not.
-    cuDNN cannot differentiate a recurrent layer in eval mode, so it is switched off for those.
     """
-    cudnn = torch.backends.cudnn.enabled
-    with restored(classifier), torch.inference_mode(False):
+    with restored(classifier), torch.inference_mode(False), differentiable_by_inputs(classifier):
         classifier._model.eval().requires_grad_(False)
-        try:
-            torch.backends.cudnn.enabled = cudnn and not classifier.is_rnn
-            yield
-        finally:
-            torch.backends.cudnn.enabled = cudnn
+        yield
+
+
+@contextmanager
+def differentiable_by_inputs(classifier: PyTorchClassifier) -> Iterator[None]:
+    """Switch cuDNN off for a network with recurrent layers, which it cannot differentiate in eval mode."""
+    cudnn = torch.backends.cudnn.enabled
+    try:
+        torch.backends.cudnn.enabled = cudnn and not classifier.is_rnn
+        yield
+    finally:
+        torch.backends.cudnn.enabled = cudnn
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x", hint: str 
         outside = (values < lower) | (values > upper)
         if not outside.any():
             continue
-        slack = ROUNDING * torch.maximum(lower.abs(), upper.abs()).nan_to_num(posinf=0.0)
+        slack = rounding_slack(lower, upper)
         beyond = (values < lower - slack) | (values > upper + slack)
         if beyond.any():
             raise ValueError(
@@ -101,6 +101,11 @@ def as_inputs(classifier: PyTorchClassifier, x: Any, name: str = "x", hint: str 
             )
         rounded = True
     return tensor if lower is None or upper is None or not rounded else _clipped(data, lower, upper)
+
+
+def rounding_slack(lower: Tensor, upper: Tensor) -> Tensor:
+    """Return by how much inputs may leave the box and count as rounded."""
+    return ROUNDING * torch.maximum(lower.abs(), upper.abs()).nan_to_num(posinf=0.0)
 
 
 def _clipped(data: Rows, lower: Tensor, upper: Tensor) -> Tensor:
@@ -204,7 +209,7 @@ def as_arrays(x: Any, y: Any) -> tuple[Any, Any]:
     count = 0
     with tempfile.TemporaryFile(prefix="art-wdro-") as file, torch.random.fork_rng(devices=[]):
         for batch in loader:
-            inputs, *rest = _parts_of(batch)
+            inputs, *rest = parts_of(batch)
             array = np.ascontiguousarray(inputs)
             first = array if first is None else first
             if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
@@ -224,7 +229,7 @@ def as_arrays(x: Any, y: Any) -> tuple[Any, Any]:
     return inputs, torch.from_numpy(np.concatenate(labels)) if labels else y
 
 
-def _parts_of(batch: Any) -> Sequence[Any]:
+def parts_of(batch: Any) -> Sequence[Any]:
     """Return the inputs that a loader yields, and the labels beside them, if there are any.
 
     :raises TypeError: If it yields anything else.

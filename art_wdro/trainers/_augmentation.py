@@ -7,11 +7,9 @@ as ART's `PyTorchClassifier.fit` applies them; all others stay part of the funct
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
@@ -19,7 +17,7 @@ from torch import Tensor
 from art_wdro._host import classifier as host
 from art_wdro._host.preprocessing import applied_to_set, set_operations, switched_off
 from art_wdro.losses import class_indices
-from art_wdro.trainers._random import random_state, set_random_state
+from art_wdro.trainers._random import seeded
 
 
 class Augmentation:
@@ -27,7 +25,7 @@ class Augmentation:
 
     def __init__(self, classifier: PyTorchClassifier) -> None:
         self._classifier = classifier
-        with self._seeded(0):
+        with seeded(0, classifier.device):
             self._operations = set_operations(classifier)
 
     def __bool__(self) -> bool:
@@ -44,7 +42,7 @@ class Augmentation:
         if not self._operations:
             return x, labels
         rows = torch.nn.functional.one_hot(labels, self._classifier.nb_classes).float()
-        with self._seeded(seed):
+        with nullcontext() if seed is None else seeded(seed, self._classifier.device):
             array, changed = applied_to_set(self._operations, x.cpu().numpy(), rows.cpu().numpy())
         inputs, targets = torch.from_numpy(array).to(x.device), torch.from_numpy(changed).to(labels.device)
         box = host.box(self._classifier)
@@ -58,20 +56,6 @@ class Augmentation:
         """Leave them out of the function from inputs to logits, as long as a set trains that has been changed."""
         with switched_off(self._operations):
             yield
-
-    @contextmanager
-    def _seeded(self, seed: int | None) -> Iterator[None]:
-        if seed is None:
-            yield
-            return
-        state = random_state(self._classifier.device)
-        try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
-            yield
-        finally:
-            set_random_state(state, self._classifier.device)
 
 
 def indices_of(targets: Tensor) -> Tensor:

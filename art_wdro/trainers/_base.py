@@ -9,9 +9,8 @@ from __future__ import annotations
 import abc
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,56 +18,29 @@ from art.attacks.attack import EvasionAttack
 from art.data_generators import DataGenerator
 from art.defences.trainer import AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
-from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
+from art_wdro._host.inputs import as_inputs, as_labels
 from art_wdro._ranks import agreed, apart, everywhere, is_first, shards, together
 from art_wdro._storage import checkpoint as checkpoints
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_optimiser, check_parameters, check_scheduler, check_single_sample
+from art_wdro.trainers._common import Common
+from art_wdro.trainers._loaded import Loaded, with_labels
 from art_wdro.trainers._minibatches import Batch, Generated, Minibatches, Shuffled
+from art_wdro.trainers._plan import OnEpoch, Plan
 from art_wdro.trainers._replicas import synchronised_norms
 from art_wdro.trainers._run import Method, Run, check_ranks
+from art_wdro.trainers._schedule import check_length
+from art_wdro.trainers._transforms import Augment, Augmented, check_augment
 from art_wdro.trainers._update import Updates
 from art_wdro.trainers._validation import check_validation, validation_accuracies
-
-ON_NONFINITE = ("raise", "skip")
-
-
-@dataclass(frozen=True)
-class Common:
-    """The parameters that all trainers share, checked."""
-
-    eps: float
-    p: float
-    norm: Any
-    max_iter: int
-    seed: int | None
-    verbose: bool
-    on_nonfinite: str
-    sync_batch_norm: bool
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        :raises ValueError: If a value is not allowed.
-        :raises TypeError: If a value is of the wrong type.
-        """
-        checked = {
-            "eps": arguments.real("eps", self.eps, 0.0),
-            "p": arguments.order(self.p),
-            "norm": arguments.ground_norm(self.norm),
-            "max_iter": arguments.integer("max_iter", self.max_iter, 1),
-            "seed": None if self.seed is None else arguments.seed(self.seed),
-            "verbose": arguments.flag("verbose", self.verbose),
-            "on_nonfinite": arguments.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE),
-            "sync_batch_norm": arguments.flag("sync_batch_norm", self.sync_batch_norm),
-        }
-        self.__dict__.update(checked)
 
 
 class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
@@ -111,7 +83,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         checkpoint: str | os.PathLike[str] | None = None,
         *,
         drop_last: bool = False,
-        on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+        on_epoch: OnEpoch | None = None,
+        augment: Augment | None = None,
+        scheduler_step: str = "epoch",
         **kwargs: Any,
     ) -> None:
         """Train on arrays, in shuffled minibatches; `history` starts anew.
@@ -124,47 +98,46 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         clip_values. Soft labels that they make count in the cross-entropy; everywhere else, and where y holds soft
         ones, the largest entry does.
 
-        Each dict of `history` holds: epoch (from 0), loss, clean_loss, consistency_loss, pointwise_loss
-        (None without gamma), train_clean_accuracy and train_adversarial_accuracy (of the minibatches in
-        train mode), upsilon (at the end of the epoch), budget_ratio (the p-mean of eps_B over eps, 1 when the
-        batch budgets add up to the whole; both None with an `attack`), learning_rate, seconds, and
-        the validation figures clean_accuracy, winf_accuracy (pointwise PGD on the cross-entropy) and
-        wp_accuracy (:class:`WassersteinPGD` with its default step), None without validation data; and
-        skipped_batches, those left out because their loss was not finite.
-
-        :param x: Training inputs, (N, ...), or a `Dataset` or `DataLoader` of torch, which is read once.
+        :param x: Training inputs, (N, ...); or a `Dataset` or `DataLoader` of torch, which is read anew every epoch, so
+            that its random transforms are. A loader's own batches, sampler and order count, a `Dataset` is shuffled.
+            Preprocessors that change labels or the number of samples are then applied to every minibatch.
         :param y: Labels as indices or one-hot rows; None where x brings them.
         :param validation_data: Pair of inputs and labels, or a data set of torch, to select the epoch on; without it
             the classifier keeps the last epoch's weights.
-        :param batch_size: Samples in a minibatch, on each rank. A minibatch of one is refused, before the first one
-            trains, where the network does not train on it.
+        :param batch_size: Samples in a minibatch, on each rank; not those of a `DataLoader`. A minibatch of one is
+            refused, before the first one trains, where the network does not train on it.
         :param nb_epochs: Number of epochs.
-        :param scheduler: Any learning rate scheduler of torch for the classifier's optimiser, stepped after each epoch.
+        :param scheduler: Any learning rate scheduler of torch for the classifier's optimiser.
             ReduceLROnPlateau gets wp_accuracy in mode "max" and the training loss in mode "min".
         :param checkpoint: File that holds the state of the run after every epoch: weights, optimiser, scheduler,
             Upsilon, history and random states. If it is there, the run goes on from it, to the same weights bit for bit
             as without the interruption (on a CPU). The file is whole at any moment.
-        :param drop_last: Leave out a last minibatch that is smaller.
+        :param drop_last: Leave out a last minibatch that is smaller; a `DataLoader` has a setting of its own.
         :param on_epoch: Called after each epoch with its dict of `history`, and whether it is the best one yet; on the
             first rank alone.
+        :param augment: Called with the inputs of every minibatch, (n, ...), on the classifier's device, before they are
+            attacked; returns others of the same shape and dtype in the box. :func:`shift_and_flip` makes one.
+        :param scheduler_step: Step the scheduler after each "epoch" or each "batch", which is a minibatch.
         :raises ValueError: If an argument does not fit; the message says which.
         :raises TypeError: If an argument is of the wrong type or unknown.
         :raises FloatingPointError: If the loss is no longer finite, unless `on_nonfinite` is "skip".
         """
-        allowed = "x, y, validation_data, batch_size, nb_epochs, scheduler, checkpoint, drop_last and on_epoch"
-        self._refuse_unknown("fit", kwargs, allowed)
+        self._refuse_unknown("fit", kwargs)
         batch_size = arguments.integer("batch_size", batch_size, 1)
         drop_last = arguments.flag("drop_last", drop_last)
+        plan = Plan(nb_epochs, scheduler, validation_data, augment, checkpoint, on_epoch, scheduler_step)
         with together():
-            x, y = as_arrays(x, y)
-            inputs = as_inputs(self._classifier, x)
-            labels = as_labels(self._classifier, y, len(inputs)).to(inputs.device)
+            source = self._read(x, y)
             augmentation = Augmentation(self._classifier)
         seed = agreed(arguments.seed(self._common.seed))
-        inputs, labels = augmentation(inputs, labels, seed)
-        minibatches = Shuffled(inputs, labels, batch_size, drop_last, seed)
+        minibatches: Minibatches
+        if isinstance(source, tuple):
+            minibatches = Shuffled(*augmentation(*source, seed), batch_size, drop_last, seed)
+        else:
+            with together():
+                minibatches = Loaded(self._classifier, source, augmentation, batch_size, drop_last, seed)
         with augmentation.done():
-            self._train(minibatches, nb_epochs, scheduler, validation_data, on_epoch, checkpoint)
+            self._train(minibatches, plan)
 
     def fit_generator(
         self,
@@ -172,6 +145,11 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         nb_epochs: int = 20,
         scheduler: LRScheduler | None = None,
         validation_data: tuple[Any, Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        *,
+        on_epoch: OnEpoch | None = None,
+        augment: Augment | None = None,
+        scheduler_step: str = "epoch",
         **kwargs: Any,
     ) -> None:
         """Train on the batches of a data generator of ART; everything else is as in :meth:`fit`.
@@ -184,73 +162,92 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         :param nb_epochs: Number of epochs.
         :param scheduler: Any learning rate scheduler of torch.
         :param validation_data: Pair of inputs and labels to select the epoch on.
+        :param checkpoint: As for :meth:`fit`; a run that goes on needs a generator made anew, draws all batches before
+            it again, and does not train on them.
+        :param on_epoch: As for :meth:`fit`.
+        :param augment: As for :meth:`fit`.
+        :param scheduler_step: As for :meth:`fit`.
         :raises ValueError: If an argument does not fit; the message says which.
         :raises TypeError: If an argument is of the wrong type or unknown.
         :raises FloatingPointError: If the loss is no longer finite.
         """
-        self._refuse_unknown("fit_generator", kwargs, "generator, nb_epochs, scheduler and validation_data")
+        self._refuse_unknown("fit_generator", kwargs)
         if not isinstance(generator, DataGenerator):
             raise TypeError(f"generator is {generator!r}; allowed is a DataGenerator of ART")
         if generator.size is None:
             raise ValueError("generator has size None; needed is the number of samples in an epoch")
+        plan = Plan(nb_epochs, scheduler, validation_data, augment, checkpoint, on_epoch, scheduler_step)
         augmentation = Augmentation(self._classifier)
-        minibatches = Generated(self._classifier, generator, arguments.seed(self._common.seed), augmentation)
+        seed = arguments.seed(self._common.seed)
+        minibatches = Generated(self._classifier, generator, seed, augmentation, resumable=checkpoint is not None)
         with augmentation.done():
-            self._train(minibatches, nb_epochs, scheduler, validation_data)
+            self._train(minibatches, plan)
 
-    def _train(
-        self,
-        minibatches: Minibatches,
-        nb_epochs: int,
-        scheduler: LRScheduler | None,
-        validation_data: tuple[Any, Any] | None,
-        on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
-    ) -> None:
+    def _read(self, x: Any, y: Any) -> tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]:
+        """Check training data: return inputs and class indices, or a data set of torch that brings both."""
+        if isinstance(x, (Dataset, DataLoader)):
+            source: Dataset[Any] | DataLoader[Any] = with_labels(
+                x, None if y is None else lambda count: as_labels(self._classifier, y, count)
+            )
+            return source
+        inputs = as_inputs(self._classifier, x)
+        return inputs, as_labels(self._classifier, y, len(inputs)).to(inputs.device)
+
+    def _train(self, minibatches: Minibatches, plan: Plan) -> None:
         kind = type(self).__name__
         with together():
-            nb_epochs = arguments.integer("nb_epochs", nb_epochs, 0)
+            plan.check()
             check_optimiser(self._classifier)
             check_parameters(self._classifier)
-            check_scheduler(self._classifier, scheduler)
-            file = None if checkpoint is None else arguments.file("checkpoint", checkpoint)
-            if file is not None:
-                checkpoints.check(file, kind)
-            validation = None if validation_data is None else check_validation(self._classifier, validation_data)
+            check_scheduler(self._classifier, plan.scheduler)
+            check_length(plan.scheduler, plan.scheduler_step, plan.nb_epochs, len(minibatches))
+            if plan.file is not None:
+                checkpoints.check(plan.file, kind)
+            validation = check_validation(self._classifier, plan.validation_data)
             self._check_smallest(minibatches)
+            if plan.augment is not None:
+                check_augment(self._classifier, plan.augment, minibatches.few())
+                minibatches = Augmented(self._classifier, minibatches, plan.augment)
         self.history, self.best_epoch, self.final_state = [], None, None
-        updates = Updates(self._classifier, self._common.on_nonfinite == "skip")
-        run = Run(self._classifier, minibatches, self._method(updates, minibatches), scheduler)
+        updates = Updates(self._classifier, self._common)
+        run = Run(self._classifier, minibatches, self._method(updates, minibatches), plan, updates.average)
         # what describes a run reads all of its data, so only who compares runs asks for it
-        compared = file is not None or shards() is not None
+        compared = plan.file is not None or shards() is not None
         settings = {**self._settings(), **run.identity(validation)} if compared else {}
         with together():
-            check_ranks(settings, file)
-            opened = nullcontext() if file is None else Checkpoint(file, kind, settings, writes=is_first())
+            check_ranks(settings, plan.file)
+            opened = nullcontext() if plan.file is None else Checkpoint(plan.file, kind, settings, writes=is_first())
         with opened as saving:
             saved = None if saving is None else saving.load()
             if saved is not None:
-                run.restore(saved, nb_epochs)
+                run.restore(saved)
             self.history, self.best_epoch = run.history, run.best_epoch
-            with self._training(updates), self._bar(nb_epochs, run, minibatches) as bar:
+            with self._training(updates), self._bar(run, minibatches) as bar:
                 run.set_random_state()
-                for number in range(len(run.history), nb_epochs):
-                    record = {**run.train(number, bar), **self._validate(validation)}
-                    is_best = run.finish(record)
-                    self.best_epoch = run.best_epoch
-                    shown = {k: record[k] for k in ("loss", "clean_accuracy", "wp_accuracy")}
-                    bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None})
-                    if saving is not None:
-                        run.save(saving)
-                    if on_epoch is not None and is_first():
-                        with apart():
-                            on_epoch(record, is_best)
-                    everywhere(None)
-        if nb_epochs > 0:
+                for number in range(len(run.history), plan.nb_epochs):
+                    self._train_epoch(run, number, validation, saving, bar)
+        if plan.nb_epochs > 0:
             self.final_state = run.weights()
-            self.best_epoch = nb_epochs - 1 if run.best is None else run.best_epoch
-        if run.best is not None:
-            run.set_weights(run.best)
+            self.best_epoch = plan.nb_epochs - 1 if run.best is None else run.best_epoch
+        run.leave_weights()
+
+    def _train_epoch(
+        self, run: Run, number: int, validation: Batch | None, saving: Checkpoint | None, bar: tqdm[Any]
+    ) -> None:
+        """Train and validate one epoch, save the run, and show what came out."""
+        record = run.train(number, bar.update)
+        with run.averaged():
+            record |= self._validate(validation)
+            is_best = run.finish(record)
+        self.best_epoch = run.best_epoch
+        shown = {k: record[k] for k in ("loss", "clean_accuracy", "wp_accuracy")}
+        bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None})
+        if saving is not None:
+            run.save(saving)
+        if run.plan.on_epoch is not None and is_first():
+            with apart(), run.averaged():
+                run.plan.on_epoch(record, is_best)
+        everywhere(None)
 
     def _check_smallest(self, minibatches: Minibatches) -> None:
         """Refuse minibatches of one sample that the network does not train on."""
@@ -267,15 +264,17 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             torch.inference_mode(False),
             host.restored(self._classifier),
             synchronised_norms(model, shards(), self._common.sync_batch_norm),
-            updates.replicated(),
+            updates.prepared(),
         ):
             yield
 
-    def _bar(self, nb_epochs: int, run: Run, minibatches: Minibatches) -> tqdm[Any]:
+    def _bar(self, run: Run, minibatches: Minibatches) -> tqdm[Any]:
         """Return the progress bar of a run, one tick a minibatch."""
-        count, done = len(minibatches), len(run.history)
+        count = len(minibatches)
         silent = not (self._common.verbose and is_first())
-        return tqdm(total=nb_epochs * count, initial=done * count, desc=type(self).__name__, disable=silent)
+        total = run.plan.nb_epochs * count or None
+        done = len(run.history) * count + run.minibatches
+        return tqdm(total=total, initial=done, desc=type(self).__name__, disable=silent)
 
     def _validate(self, data: Batch | None) -> dict[str, float | None]:
         common = self._common
@@ -288,9 +287,13 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         common = {name: value for name, value in vars(self._common).items() if name != "verbose"}
         return {**described, "beta": self._beta, **common}
 
-    def _refuse_unknown(self, function: str, kwargs: dict[str, Any], allowed: str) -> None:
+    def _refuse_unknown(self, function: str, kwargs: dict[str, Any]) -> None:
         if not kwargs:
             return
+        known = [name for name in inspect.signature(getattr(FineTuner, function)).parameters if name != "self"][:-1]
         of_constructor = sorted(kwargs.keys() & inspect.signature(type(self)).parameters.keys())
         hint = f"; {', '.join(of_constructor)} is for the constructor" if of_constructor else ""
-        raise TypeError(f"{function} got the unknown arguments {sorted(kwargs)}; allowed are {allowed}{hint}")
+        raise TypeError(
+            f"{function} got the unknown arguments {sorted(kwargs)}; allowed are {', '.join(known[:-1])} and "
+            f"{known[-1]}{hint}"
+        )

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from art_wdro._host import classifier as host
+from art_wdro.trainers._copies import Copies
+from art_wdro.trainers._modes import set_training_mode
 from art_wdro.trainers._random import random_state, set_random_state
-from art_wdro.trainers._update import set_training_mode
 
 USED = ("param_groups", "state_dict", "load_state_dict", "zero_grad", "step")
 """What training uses of an optimiser."""
@@ -99,7 +100,8 @@ def check_single_sample(classifier: PyTorchClassifier, x: Tensor, origin: str) -
     :raises ValueError: If the network refuses it.
     """
     model = host.network(classifier)
-    buffers = [buffer.clone() for buffer in model.buffers()]
+    buffers = Copies(model.buffers)
+    buffers.take()
     state = random_state(classifier.device)
     try:
         with host.restored(classifier), torch.no_grad():
@@ -112,6 +114,4 @@ def check_single_sample(classifier: PyTorchClassifier, x: Tensor, origin: str) -
         raise ValueError(f"the network does not train on a minibatch of one sample ({why}); {origin}") from error
     finally:
         set_random_state(state, classifier.device)
-        with torch.no_grad():
-            for buffer, before in zip(model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+        buffers.put_back()

@@ -15,7 +15,8 @@ from art_wdro._host.keywords import explains_foreign_keywords
 from art_wdro._host.precision import PRECISIONS
 from art_wdro._solvers.boundary import boundary
 from art_wdro.trainers._augmentation import indices_of
-from art_wdro.trainers._base import Common, FineTuner
+from art_wdro.trainers._base import FineTuner
+from art_wdro.trainers._common import Common
 from art_wdro.trainers._dual import RunningThresholds, dual_accuracy, hinge_loss
 from art_wdro.trainers._minibatches import Minibatches
 from art_wdro.trainers._run import Method
@@ -48,7 +49,7 @@ class WassersteinMarginTrainer(FineTuner):
     the dual's value for eps on the minibatches; they stand in the place of upsilon, budget_ratio, consistency_loss and
     pointwise_loss.
 
-    Attributes: `history`, one dict an epoch (see `fit`); `best_epoch`, the epoch whose weights the classifier
+    Attributes: `history`, one dict an epoch; `best_epoch`, the epoch whose weights the classifier
     holds; `final_state`, the state dict after the last epoch, on the host.
 
     Source: docs/method.md, section Margin trainer. Pointwise, with the cross-entropy at the boundary point and a radius
@@ -71,6 +72,10 @@ class WassersteinMarginTrainer(FineTuner):
         precision: str = "float32",
         on_nonfinite: str = "raise",
         sync_batch_norm: bool = False,
+        update_precision: str = "float32",
+        ema: float | None = None,
+        weight_perturbation: float = 0.0,
+        max_grad_norm: float | None = None,
     ) -> None:
         """Create the trainer.
 
@@ -85,17 +90,36 @@ class WassersteinMarginTrainer(FineTuner):
         :param window: Number of recent minibatches whose distances the thresholds are taken from.
         :param seed: Seed of the shuffling; None draws one from NumPy's global state.
         :param verbose: Show a progress bar.
-        :param precision: Number format of the search's passes, as for :class:`WassersteinPGD`; the update's stay as the
-            network has them.
+        :param precision: Number format of the search's passes, as for :class:`WassersteinPGD`.
         :param on_nonfinite: What to do with a minibatch whose loss or gradient is NaN or infinite: "raise" an error
             that names it, or "skip" it and count it in `history`.
         :param sync_batch_norm: Under :func:`sharded`, take batch statistics over all ranks; needs CUDA.
+        :param update_precision: Number format of the update's forward passes: "float32" leaves it to the network,
+            "bfloat16" runs them under torch's autocast. Weights, optimiser and losses stay in float32.
+        :param ema: Weight of the past in an exponential moving average of the network, in [0, 1), which is then what is
+            validated, selected and left in the classifier; `final_state` is the network's own. None takes no average.
+        :param weight_perturbation: Length of an adversarial perturbation of each weight tensor, relative to its norm,
+            where the gradient of an update is taken (Wu, Xia, Wang, 2020); 0 leaves it out.
+        :param max_grad_norm: Norm to which a longer gradient is cut; None cuts none.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
         """
         max_iter = arguments.integer("max_iter", max_iter, 2)
-        common = Common(eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm)
+        common = Common(
+            eps,
+            p,
+            norm,
+            max_iter,
+            seed,
+            verbose,
+            on_nonfinite,
+            sync_batch_norm,
+            update_precision,
+            ema,
+            weight_perturbation,
+            max_grad_norm,
+        )
         super().__init__(classifier, None, beta, common)
         self._budgets = arguments.integer("budgets", budgets, 1)
         self._window = arguments.integer("window", window, 1)
@@ -124,7 +148,7 @@ class DualDescent(Method):
         """Search the boundary points of a minibatch, and update the network once."""
         targets, y = y, indices_of(y)
         reach = REACH * max(self._thresholds.values[-1], self._eps)
-        with host.evaluating(self._classifier):
+        with self._updates.frozen():
             found = boundary(self._logits_of, x, y, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
         taus = self._thresholds.update(found.distances)
         accuracy = dual_accuracy(found.distances, taus[-1], self._eps, self._p)

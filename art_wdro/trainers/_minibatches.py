@@ -6,13 +6,15 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from art.data_generators import DataGenerator, NumpyDataGenerator, PyTorchDataGenerator
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from art_wdro._host import classifier as host
 from art_wdro._host.inputs import as_inputs, as_labels
@@ -21,9 +23,12 @@ from art_wdro._storage.arrays import Rows
 from art_wdro._storage.digests import fingerprint
 from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_single_sample
+from art_wdro.trainers._random import Stream
 
 ONE_GENERATED = "the generator has a batch of 1; give it another batch_size, or let it drop its last batch"
 """What to do where a generator's batch is one sample and the network does not train on that."""
+FEW = 8
+"""Inputs that an augmentation is tried on before training."""
 Batch = tuple[Tensor, Tensor]
 """Inputs (n, ...) and class indices (n,), or soft targets (n, K), on any device."""
 
@@ -39,12 +44,19 @@ class Minibatches(abc.ABC):
         """Return how many minibatches an epoch has."""
 
     @abc.abstractmethod
-    def epoch(self) -> Iterator[Batch]:
-        """Yield this rank's part of every minibatch of an epoch."""
+    def epoch(self, done: int = 0) -> Iterator[Batch]:
+        """Yield this rank's part of every minibatch of an epoch.
+
+        :param done: How many of the first ones to leave out, since a run that goes on has trained on them.
+        """
 
     @abc.abstractmethod
     def sample(self, fraction: float) -> Iterator[Batch]:
         """Yield this rank's part of a fresh share of the training set, in batches."""
+
+    @abc.abstractmethod
+    def few(self) -> Tensor | None:
+        """Return a few inputs, (n, ...), if some can be had and nothing moves on by it."""
 
     @abc.abstractmethod
     def single(self) -> tuple[Tensor, str] | None:
@@ -55,12 +67,49 @@ class Minibatches(abc.ABC):
         """Describe the data and how they are cut, in plain values."""
 
     @abc.abstractmethod
-    def state(self) -> Tensor | None:
-        """Return where the random order stands."""
+    def state(self) -> dict[str, Any] | None:
+        """Return where the order stands, in this epoch and after it, as tensors and plain values."""
 
     @abc.abstractmethod
-    def set_state(self, state: Tensor | None) -> None:
+    def set_state(self, state: dict[str, Any] | None) -> None:
         """Go on from what :meth:`state` returned."""
+
+
+class Order:
+    """A random order of samples, new every epoch, that can be gone on with inside of one."""
+
+    def __init__(self, samples: int, seed: int) -> None:
+        """Begin.
+
+        :param samples: Number of samples.
+        :param seed: Seed of all orders; the first rank's counts.
+        """
+        self._samples = samples
+        self._generator = torch.Generator().manual_seed(agreed(seed))
+        self._begun = self._generator.get_state()
+
+    def epoch(self, goes_on: bool) -> Tensor:
+        """Return the order of a new epoch, or of the one that was begun, (samples,)."""
+        if goes_on:
+            again = torch.Generator()
+            again.set_state(self._begun)
+            return torch.randperm(self._samples, generator=again)
+        self._begun = self._generator.get_state()
+        return torch.randperm(self._samples, generator=self._generator)
+
+    def sample(self, fraction: float) -> Tensor:
+        """Return a fresh share of the samples."""
+        return torch.randperm(self._samples, generator=self._generator)[: math.ceil(fraction * self._samples)]
+
+    def state(self) -> dict[str, Any]:
+        """Return where the order stands."""
+        return {"begun": self._begun, "now": self._generator.get_state()}
+
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Go on from what :meth:`state` returned."""
+        assert state is not None
+        self._begun = state["begun"]
+        self._generator.set_state(state["now"])
 
 
 class Shuffled(Minibatches):
@@ -78,7 +127,7 @@ class Shuffled(Minibatches):
         """
         self._x, self._y = Rows(x, x.device), y
         self._size = batch_size * ranks()
-        self._generator = torch.Generator().manual_seed(agreed(seed))
+        self._order = Order(len(x), seed)
         if drop_last and len(x) < self._size:
             raise ValueError(
                 f"batch_size is {batch_size} with drop_last; allowed is at most the {len(x)} samples, over all ranks"
@@ -91,19 +140,23 @@ class Shuffled(Minibatches):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def epoch(self) -> Iterator[Batch]:
+    def epoch(self, done: int = 0) -> Iterator[Batch]:
         """Yield this rank's part of every minibatch: the samples that torch's DistributedSampler would give it."""
-        order = torch.randperm(len(self._x), generator=self._generator)
-        for start in self._starts:
+        order = self._order.epoch(done > 0)
+        for start in self._starts[done:]:
             yield self._chosen(mine(order[start : start + self._size]))
 
     def sample(self, fraction: float) -> Iterator[Batch]:
         """Yield this rank's part of a fresh share of the training set, in batches."""
-        chosen = torch.randperm(len(self._x), generator=self._generator)[: math.ceil(fraction * len(self._x))]
+        chosen = self._order.sample(fraction)
         for start in range(0, len(chosen), self._size):
             part = mine(chosen[start : start + self._size])
             if len(part):
                 yield self._chosen(part)
+
+    def few(self) -> Tensor:
+        """Return a few inputs."""
+        return self._x[torch.arange(min(FEW, len(self._x)))]
 
     def single(self) -> tuple[Tensor, str] | None:
         """Return an input, (1, ...), and a remedy, if a rank's part of a minibatch is one sample."""
@@ -121,14 +174,13 @@ class Shuffled(Minibatches):
         x = self._x.whole()
         return [len(x), fingerprint(x, self._y), self._size, len(self)]
 
-    def state(self) -> Tensor:
+    def state(self) -> dict[str, Any]:
         """Return where the random order stands."""
-        return self._generator.get_state()
+        return self._order.state()
 
-    def set_state(self, state: Tensor | None) -> None:
+    def set_state(self, state: dict[str, Any] | None) -> None:
         """Go on from what :meth:`state` returned."""
-        assert state is not None
-        self._generator.set_state(state)
+        self._order.set_state(state)
 
     def _chosen(self, rows: Tensor) -> Batch:
         rows = rows.to(self._x.device)
@@ -139,7 +191,12 @@ class Generated(Minibatches):
     """The batches of a data generator of ART, one of its own on every rank."""
 
     def __init__(
-        self, classifier: PyTorchClassifier, generator: DataGenerator, seed: int, augmentation: Augmentation
+        self,
+        classifier: PyTorchClassifier,
+        generator: DataGenerator,
+        seed: int,
+        augmentation: Augmentation,
+        resumable: bool = False,
     ) -> None:
         """Wrap a generator.
 
@@ -147,9 +204,14 @@ class Generated(Minibatches):
         :param generator: A data generator with a size.
         :param seed: Seed of fresh samples, which a `NumpyDataGenerator` allows.
         :param augmentation: Changes every batch.
+        :param resumable: Let the generator draw from random states of its own, so that its batches can be drawn again.
         """
         self._classifier, self._generator, self._augmentation = classifier, generator, augmentation
+        self._stream = Stream(classifier.device) if resumable else None
+        self._start = None if self._stream is None else self._stream.state
+        self._drawn, self._first = 0, ""
         self.resamples = isinstance(generator, NumpyDataGenerator)
+        self._whole: Shuffled | None = None
         if self.resamples:
             x = as_inputs(classifier, generator.x, "generator.x")
             y = as_labels(classifier, generator.y, len(x), "generator.y")
@@ -159,10 +221,13 @@ class Generated(Minibatches):
         count: int = math.ceil(self._generator.size / self._generator.batch_size)
         return count
 
-    def epoch(self) -> Iterator[Batch]:
-        """Yield as many batches as the generator's size says."""
-        for _ in range(len(self)):
-            x, y = self._generator.get_batch()
+    def epoch(self, done: int = 0) -> Iterator[Batch]:
+        """Yield as many batches as the generator's size says.
+
+        :raises ValueError: If the generator ends.
+        """
+        for _ in range(done, len(self)):
+            x, y = self._next()
             inputs = as_inputs(self._classifier, x, "generator's x")
             labels = as_labels(self._classifier, y, len(inputs), "generator's y")
             inputs, labels = self._augmentation(inputs, labels)
@@ -172,7 +237,12 @@ class Generated(Minibatches):
 
     def sample(self, fraction: float) -> Iterator[Batch]:
         """Yield a fresh share of the generator's data set, in batches."""
+        assert self._whole is not None
         return (self._augmentation(*batch) for batch in self._whole.sample(fraction))
+
+    def few(self) -> Tensor | None:
+        """Return a few inputs of a data set that can be seen."""
+        return None if self._whole is None else self._whole.few()
 
     def single(self) -> tuple[Tensor, str] | None:
         """Return an input, (1, ...), and a remedy, if a batch is known to be one sample."""
@@ -184,22 +254,59 @@ class Generated(Minibatches):
         """Describe the generator in plain values."""
         return [type(self._generator).__name__, self._generator.size, self._generator.batch_size]
 
-    def state(self) -> None:
-        """Return nothing: the generator has its own order."""
+    def state(self) -> dict[str, Any] | None:
+        """Return how many batches were drawn, and from which random states the first one was."""
+        whole = None if self._whole is None else self._whole.state()
+        return {"start": self._start, "drawn": self._drawn, "first": self._first, "whole": whole}
 
-    def set_state(self, state: Tensor | None) -> None:
-        """Leave the generator as it is."""
+    def set_state(self, state: dict[str, Any] | None) -> None:
+        """Draw the same batches again, and throw them away.
+
+        :raises ValueError: If the first one is another one.
+        """
+        assert state is not None
+        assert self._stream is not None
+        self._start = self._stream.state = state["start"]
+        for number in range(state["drawn"]):
+            self._next()
+            if number == 0 and self._first != state["first"]:
+                raise ValueError(
+                    "the generator's first batch is not the one that the run began with; needed is a generator made "
+                    "anew, of the same data"
+                )
+        if self._whole is not None:
+            self._whole.set_state(state["whole"])
+
+    def _next(self) -> tuple[Any, Any]:
+        """Return the generator's next batch."""
+        try:
+            with nullcontext() if self._stream is None else self._stream:
+                x, y = self._generator.get_batch()
+        except StopIteration:
+            raise ValueError(
+                f"generator ends after {self._drawn} batches; needed is one that begins anew, for {len(self)} batches "
+                "an epoch"
+            ) from None
+        if self._drawn == 0 and self._stream is not None:
+            self._first = fingerprint(torch.as_tensor(np.asarray(x)), torch.as_tensor(np.asarray(y)))
+        self._drawn += 1
+        return x, y
 
 
 def _leaves_one(generator: DataGenerator) -> bool:
     """Tell whether a generator of ART is known to have a batch of one sample."""
     if isinstance(generator, NumpyDataGenerator):
-        samples, size, drops = generator.size, generator.batch_size, generator.drop_remainder
-    elif isinstance(generator, PyTorchDataGenerator) and generator.iterator.batch_size is not None:
-        loader = generator.iterator
-        if isinstance(loader.dataset, IterableDataset):
-            return False
-        samples, size, drops = len(loader.sampler), loader.batch_size, loader.drop_last
-    else:
+        return leaves_one(generator.size, generator.batch_size, generator.drop_remainder)
+    return isinstance(generator, PyTorchDataGenerator) and loader_leaves_one(generator.iterator)
+
+
+def loader_leaves_one(loader: DataLoader[Any]) -> bool:
+    """Tell whether a loader of torch is known to have a batch of one sample."""
+    if loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return False
-    return bool(size == 1 or (not drops and samples % size == 1))
+    return leaves_one(len(loader.sampler), loader.batch_size, loader.drop_last)  # type: ignore[arg-type]
+
+
+def leaves_one(samples: int, size: int, drops: bool) -> bool:
+    """Tell whether samples cut into batches leave one alone."""
+    return size == 1 or (not drops and samples % size == 1)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,29 +18,34 @@ from art_wdro._ranks import Shards
 if dist.is_available():
     # its default arguments keep the default group of the moment it is imported, at the latest by the first replica, and
     # the threads of a group that is never destroyed can abort the process at exit: imported here, there is none yet
-    import torch.distributed.nn.functional  # noqa: F401
+    import torch.distributed.nn.functional
 
 
 class Forward(nn.Module):
     """All forward passes of one update in one call, which is how DistributedDataParallel wants them."""
 
-    def __init__(self, network: nn.Module, logits_of: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, network: nn.Module, logits_of: Callable[[Tensor], Tensor], half: torch.dtype | None = None
+    ) -> None:
         """Wrap a network.
 
         :param network: The module whose parameters are trained.
         :param logits_of: The function of raw inputs that runs it.
+        :param half: Number format of the passes where torch's autocast allows it; None leaves it to the network.
         """
         super().__init__()
-        self.network, self._logits_of = network, logits_of
+        self.network, self._logits_of, self._half = network, logits_of, half
 
     def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
-        """Return the logits of every batch."""
-        return tuple(self._logits_of(x) for x in batches)
+        """Return the logits of every batch; autocast casts each weight once for all of them."""
+        if self._half is None:
+            return tuple(self._logits_of(x) for x in batches)
+        with torch.autocast(batches[0].device.type, self._half):
+            return tuple(self._logits_of(x).float() for x in batches)
 
 
-def replicated(network: nn.Module, logits_of: Callable[[Tensor], Tensor], ranks: Shards | None) -> nn.Module:
+def replicated(forward: Forward, ranks: Shards | None) -> nn.Module:
     """Return the update's forward passes; ranks average their gradients and start from the first one's weights."""
-    forward = Forward(network, logits_of)
     if ranks is None or not any(weight.requires_grad for weight in forward.parameters()):
         return forward
     # newer versions of torch warn of the old name

@@ -7,22 +7,24 @@ import abc
 import copy
 import logging
 import time
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from tqdm.auto import tqdm
 
 from art_wdro._host import classifier as host
-from art_wdro._ranks import everywhere, is_first, rank, ranks, require_same, together, total
+from art_wdro._ranks import everywhere, is_first, rank, ranks, require_same, together
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._storage.digests import fingerprint
+from art_wdro.trainers._average import Average
 from art_wdro.trainers._minibatches import Batch, Minibatches
+from art_wdro.trainers._plan import Plan
 from art_wdro.trainers._random import random_state, set_random_state
+from art_wdro.trainers._schedule import Schedule
+from art_wdro.trainers._state import Progress, State
 from art_wdro.trainers._update import Figures
 
 log = logging.getLogger("art_wdro")
@@ -48,44 +50,6 @@ class Method(abc.ABC):
         """Go on from what :meth:`learnt` returned."""
 
 
-@dataclass(frozen=True)
-class State:
-    """All that a run goes on from, and the content of its checkpoint: tensors and plain values.
-
-    :param network: The network's state.
-    :param optimiser: The optimiser's.
-    :param scheduler: The scheduler's, or None.
-    :param order: Where the random order of the minibatches stands.
-    :param random: Random states, one a rank.
-    :param learnt: What :meth:`Method.learnt` returned.
-    :param history: One dict an epoch.
-    :param best_epoch: The epoch selected so far.
-    :param best: The network's state after it.
-    """
-
-    network: dict[str, Any]
-    optimiser: dict[str, Any]
-    scheduler: dict[str, Any] | None
-    order: Tensor | None
-    random: list[dict[str, Any]]
-    learnt: dict[str, Any]
-    history: list[dict[str, Any]]
-    best_epoch: int | None
-    best: dict[str, Any] | None
-
-    @classmethod
-    def of(cls, content: dict[str, Any]) -> State:
-        """Read the content of a checkpoint.
-
-        :raises ValueError: If it lacks a part.
-        """
-        names = {field.name for field in fields(cls)}
-        lacking = sorted(names - content.keys())
-        if lacking:
-            raise ValueError(f"checkpoint does not fit this run (it lacks {', '.join(lacking)}); give another path")
-        return cls(**{name: content[name] for name in names})
-
-
 class Run:
     """A classifier, its minibatches and its scheduler for as long as a call of `fit` lasts."""
 
@@ -94,25 +58,37 @@ class Run:
         classifier: PyTorchClassifier,
         minibatches: Minibatches,
         method: Method,
-        scheduler: LRScheduler | None,
+        plan: Plan,
+        average: Average | None,
     ) -> None:
         self._classifier, self._minibatches, self._method = classifier, minibatches, method
-        self._scheduler = scheduler
+        self.plan, self._average = plan, average
+        self._schedule = Schedule(plan.scheduler, plan.scheduler_step)
         self._network, self._optimiser = host.network(classifier), host.optimiser(classifier)
         self._random: list[dict[str, Any]] | None = None
+        self._progress: Progress | None = None
         self.history: list[dict[str, Any]] = []
         self.best_epoch: int | None = None
         self.best: dict[str, Any] | None = None
 
+    @property
+    def minibatches(self) -> int:
+        """Minibatches done of the epoch that is not."""
+        return 0 if self._progress is None else self._progress.batches
+
     def identity(self, validation: Batch | None) -> dict[str, Any]:
         """Return what a checkpoint must have been made with for this run to go on from it."""
-        # a scheduler may have changed the rate already, and notes the first one
         names = {id(weight): name for name, weight in self._network.named_parameters()}
         groups = [
-            {**group, "lr": group.get("initial_lr", group["lr"]), "params": [names.get(id(w)) for w in group["params"]]}
+            {**_unscheduled(group), "params": [names.get(id(w)) for w in group["params"]]}
             for group in self._optimiser.param_groups
         ]
-        held = {"optimiser": [type(self._optimiser), groups], "scheduler": self._scheduler}
+        held = {
+            "optimiser": [type(self._optimiser), groups],
+            "scheduler": self.plan.scheduler,
+            "scheduler_step": self.plan.scheduler_step,
+            "augment": self.plan.augment,
+        }
         return {
             **host.identity(self._classifier, fixed=False),
             **host.described_parts(self._classifier, held),
@@ -122,50 +98,51 @@ class Run:
             "ranks": ranks(),
         }
 
-    def train(self, number: int, bar: tqdm[Any]) -> dict[str, Any]:
-        """Train one epoch, and return the means of its figures over all samples of all ranks.
+    def train(self, number: int, after: Callable[[], object]) -> dict[str, Any]:
+        """Train one epoch, or what is left of it, and return the means of its figures over all samples of all ranks.
 
         :param number: Which epoch, for errors.
-        :param bar: Moves on by one a minibatch.
+        :param after: Called after each minibatch.
         :raises FloatingPointError: If every minibatch was skipped.
         """
-        started = time.perf_counter()
         device = self._classifier.device
-        rate = self._optimiser.param_groups[0]["lr"]
-        totals: dict[str, Tensor] = {}
-        count = 0
-        skipped = 0
-        for batch, (x, y) in enumerate(self._minibatches.epoch()):
-            bar.update()
+        if self._progress is None:
+            self._progress = Progress(float(self._optimiser.param_groups[0]["lr"]))
+        progress, started = self._progress, time.perf_counter()
+        for x, y in self._minibatches.epoch(progress.batches):
+            x, y = (part.to(device, non_blocking=True) for part in (x, y))
             with host.hint_at_memory("batch_size", len(x)):
-                figures = self._method.step(x.to(device), y.to(device), f"epoch {number}, batch {batch}")
-            if figures is None:
-                skipped += 1
-                continue
-            for name, figure in figures.items():
-                totals[name] = figure * len(x) + totals.get(name, 0.0)
-            count += len(x)
-        if count == 0:
+                figures = self._method.step(x, y, f"epoch {number}, batch {progress.batches}")
+            progress.add(figures, len(x))
+            self._schedule.after_minibatch(figures is not None)
+            moment = time.perf_counter()
+            progress.seconds, started = progress.seconds + moment - started, moment
+            after()
+        if progress.samples == 0:
             raise FloatingPointError(f"no batch of epoch {number} has a finite loss and gradient")
-        *sums, whole = total(torch.stack([*(figure.double().cpu() for figure in totals.values()), torch.tensor(count)]))
+        self._progress = None
         return {
             "epoch": number,
             **self._method.finish_epoch(),
-            **{name: (figure / whole).item() for name, figure in zip(totals, sums, strict=True)},
-            "skipped_batches": skipped,
-            "learning_rate": float(rate),
-            "seconds": time.perf_counter() - started,
+            **progress.means(),
+            "skipped_batches": progress.skipped,
+            "learning_rate": progress.rate,
+            "seconds": progress.seconds,
         }
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Put the average in the network's place, if there is one."""
+        return nullcontext() if self._average is None else self._average.in_place()
 
     def finish(self, record: dict[str, Any]) -> bool:
         """Add an epoch with its validation figures to the history, and step the scheduler by it.
 
-        :return: Whether it is the best one yet; its weights are kept then.
+        :return: Whether it is the best one yet; its weights, which are in the network now, are kept then.
         """
         accuracy = record["wp_accuracy"]
         is_best = accuracy is not None and all(accuracy > earlier["wp_accuracy"] for earlier in self.history)
         self.history.append(record)
-        self._schedule(record)
+        self._schedule.after_epoch(record)
         if is_best:
             self.best_epoch, self.best = record["epoch"], self.weights()
         log.info("%s", {name: figure for name, figure in record.items() if figure is not None})
@@ -182,6 +159,13 @@ class Run:
         """Put back what :meth:`weights` returned."""
         self._network.load_state_dict(weights)
 
+    def leave_weights(self) -> None:
+        """Leave the classifier with the best epoch's weights; without validation, with the average, if there is one."""
+        if self.best is not None:
+            self.set_weights(self.best)
+        elif self._average is not None:
+            self._average.leave()
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint of the run on the first rank; all wait until it is there."""
         content = vars(self._state())
@@ -189,25 +173,29 @@ class Run:
             if is_first():
                 checkpoint.save(content)
 
-    def restore(self, content: dict[str, Any], nb_epochs: int) -> None:
+    def restore(self, content: dict[str, Any]) -> None:
         """Take over the content of a checkpoint, random states apart; leave all as it was if that fails.
 
         :raises ValueError: If it does not fit.
         """
-        saved = State.of(content)
+        saved, nb_epochs = State.of(content), self.plan.nb_epochs
         if len(saved.history) > nb_epochs:
             raise ValueError(f"nb_epochs is {nb_epochs}; allowed is at least the checkpoint's {len(saved.history)}")
         before = self.weights(), copy.deepcopy(self._optimiser.state_dict())
-        schedule = None if self._scheduler is None else copy.deepcopy(self._scheduler.state_dict())
+        schedule = copy.deepcopy(self._schedule.state())
         try:
             self._set(saved.network, saved.optimiser, saved.scheduler)
-            self._minibatches.set_state(saved.order)
+            if self._average is not None:
+                self._average.set_state(saved.average)
+            self._minibatches.set_state(saved.order[rank()])
             self._method.relearn(saved.learnt)
         except Exception as error:
             self._set(*before, schedule)
             raise ValueError(f"checkpoint does not fit this run ({error}); give another path") from error
         self.history, self.best_epoch, self.best = saved.history, saved.best_epoch, saved.best
         self._random = saved.random
+        if saved.progress is not None:
+            self._progress = Progress(**saved.progress[rank()]).to(self._classifier.device)
 
     def set_random_state(self) -> None:
         """Put back this rank's random states, if the run goes on from a checkpoint."""
@@ -218,10 +206,12 @@ class Run:
         return State(
             network=self.weights(),
             optimiser=self._optimiser.state_dict(),
-            scheduler=None if self._scheduler is None else self._scheduler.state_dict(),
-            order=self._minibatches.state(),
+            scheduler=self._schedule.state(),
+            average=[] if self._average is None else self._average.state(),
+            order=everywhere(self._minibatches.state()),
             random=everywhere(random_state(self._classifier.device)),
             learnt=self._method.learnt(),
+            progress=None if self._progress is None else everywhere(vars(self._progress.to("cpu"))),
             history=self.history,
             best_epoch=self.best_epoch,
             best=self.best,
@@ -230,18 +220,17 @@ class Run:
     def _set(self, network: dict[str, Any], optimiser: dict[str, Any], scheduler: dict[str, Any] | None) -> None:
         self.set_weights(network)
         self._optimiser.load_state_dict(optimiser)
-        if self._scheduler is not None and scheduler is not None:
-            self._scheduler.load_state_dict(scheduler)
+        self._schedule.set_state(scheduler)
 
-    def _schedule(self, record: dict[str, Any]) -> None:
-        """Step the scheduler, if there is one, by what an epoch gave."""
-        if self._scheduler is None:
-            return
-        if not isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step()
-            return
-        accuracy = record["train_adversarial_accuracy"] if record["wp_accuracy"] is None else record["wp_accuracy"]
-        self._scheduler.step(accuracy if self._scheduler.mode == "max" else record["loss"])
+
+def _unscheduled(group: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimiser's group as it was before a scheduler changed it, as far as the scheduler notes that."""
+    before = {**group, "lr": group.get("initial_lr", group["lr"])}
+    if "max_momentum" in group and "momentum" in group:  # a cycle begins with it
+        before["momentum"] = group["max_momentum"]
+    if "max_momentum" in group and "betas" in group:
+        before["betas"] = (group["max_momentum"], *group["betas"][1:])
+    return before
 
 
 def check_ranks(settings: dict[str, Any], file: Path | None) -> None:

@@ -28,7 +28,8 @@ from art_wdro._threat.threat import Threat
 from art_wdro.attacks._base import WassersteinAttack
 from art_wdro.losses import PerSampleLoss, attack_objective, predicted
 from art_wdro.trainers._augmentation import indices_of
-from art_wdro.trainers._base import Common, FineTuner
+from art_wdro.trainers._base import FineTuner
+from art_wdro.trainers._common import Common
 from art_wdro.trainers._consistency import CONSISTENCIES
 from art_wdro.trainers._minibatches import Batch, Minibatches
 from art_wdro.trainers._run import Method
@@ -53,8 +54,15 @@ class DistributionalTRADESTrainer(FineTuner):
     given to it replaces the built-in one. With validation data, the epoch with the highest accuracy under (W_p, l_r)
     is kept.
 
-    Attributes: `history`, one dict an epoch (see `fit`); `best_epoch`, the epoch whose weights the classifier
-    holds; `final_state`, the state dict after the last epoch, on the host.
+    Attributes: `history`, one dict an epoch; `best_epoch`, the epoch whose weights the classifier holds; `final_state`,
+    the state dict after the last epoch, on the host.
+
+    Each dict of `history` holds: epoch (from 0), loss, clean_loss, consistency_loss, pointwise_loss (None without
+    gamma), train_clean_accuracy and train_adversarial_accuracy (of the minibatches in train mode), upsilon (at the end
+    of the epoch), budget_ratio (the p-mean of eps_B over eps, 1 when the batch budgets add up to the whole; both None
+    with an `attack`), learning_rate (at its beginning), seconds, and the validation figures clean_accuracy,
+    winf_accuracy (pointwise PGD on the cross-entropy) and wp_accuracy (:class:`WassersteinPGD` with its default step),
+    None without validation data; and skipped_batches, those left out because their loss was not finite.
 
     Source: Bai, He, Jiang, Obloj, Wasserstein distributional adversarial training for deep neural
     networks, 2025, arXiv:2502.09352, Algorithm 1. Where the paper leaves a point open, docs/method.md
@@ -85,6 +93,10 @@ class DistributionalTRADESTrainer(FineTuner):
         precision: str = "float32",
         on_nonfinite: str = "raise",
         sync_batch_norm: bool = False,
+        update_precision: str = "float32",
+        ema: float | None = None,
+        weight_perturbation: float = 0.0,
+        max_grad_norm: float | None = None,
     ) -> None:
         """Create the trainer.
 
@@ -113,11 +125,17 @@ class DistributionalTRADESTrainer(FineTuner):
         :param loss: Loss of the attack, as for :class:`WassersteinPGD`.
         :param window: Number of recent batches in the streaming estimate.
         :param verbose: Show a progress bar.
-        :param precision: Number format of the attack's passes, as for :class:`WassersteinPGD`; the update's stay as the
-            network has them.
+        :param precision: Number format of the attack's passes, as for :class:`WassersteinPGD`.
         :param on_nonfinite: What to do with a minibatch whose loss or gradient is NaN or infinite: "raise" an error
             that names it, or "skip" it and count it in `history`.
         :param sync_batch_norm: Under :func:`sharded`, take batch statistics over all ranks; needs CUDA.
+        :param update_precision: Number format of the update's forward passes: "float32" leaves it to the network,
+            "bfloat16" runs them under torch's autocast. Weights, optimiser and losses stay in float32.
+        :param ema: Weight of the past in an exponential moving average of the network, in [0, 1), which is then what is
+            validated, selected and left in the classifier; `final_state` is the network's own. None takes no average.
+        :param weight_perturbation: Length of an adversarial perturbation of each weight tensor, relative to its norm,
+            where the gradient of an update is taken (Wu, Xia, Wang, 2020); 0 leaves it out.
+        :param max_grad_norm: Norm to which a longer gradient is cut; None cuts none.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
@@ -126,7 +144,20 @@ class DistributionalTRADESTrainer(FineTuner):
         norm = _taken(attack, "norm", norm, arguments.ground_norm)
         # the p of other attacks is another thing, as in ART's Wasserstein
         p = _taken(attack if isinstance(attack, WassersteinAttack) else None, "p", p, arguments.order)
-        common = Common(eps, p, norm, max_iter, seed, verbose, on_nonfinite, sync_batch_norm)
+        common = Common(
+            eps,
+            p,
+            norm,
+            max_iter,
+            seed,
+            verbose,
+            on_nonfinite,
+            sync_batch_norm,
+            update_precision,
+            ema,
+            weight_perturbation,
+            max_grad_norm,
+        )
         super().__init__(classifier, attack, beta, common)
         if attack is not None and not (isinstance(attack, WassersteinAttack) and math.isfinite(attack.p)):
             warnings.warn(
@@ -200,7 +231,7 @@ class AlgorithmOne(Method):
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
         """Attack a minibatch with its share of the budget, and update the network once."""
         targets, y = y, indices_of(y)
-        with host.evaluating(self._classifier):
+        with self._updates.frozen():
             batches = [x, self._perturb(x, y)]
             if self._of._gamma > 0:
                 batches.append(self._ascend(self._pointwise, x, y, math.inf, self._eps).x)
@@ -226,19 +257,22 @@ class AlgorithmOne(Method):
         return {"upsilon": value, "budget_ratio": ratio, "pointwise_loss": None}
 
     def learnt(self) -> dict[str, Any]:
-        """Return Upsilon and what it was estimated from."""
-        return self._running.state()
+        """Return Upsilon and what it was estimated from, and the sums over the epoch's budgets."""
+        return {**self._running.state(), "budgets": self._budgets}
 
     def relearn(self, learnt: dict[str, Any]) -> None:
         """Go on from what :meth:`learnt` returned."""
         self._running.set_state(learnt, self._classifier.device)
+        budgets = learnt["budgets"]
+        self._budgets = None if budgets is None else budgets.to(self._classifier.device)
 
     def _perturb(self, x: Tensor, y: Tensor) -> Tensor:
         """Solve the inner problem: attack a minibatch with its share of the budget."""
         attack = self._of._attack
         if attack is not None:
             labels = None if self._of._attack_label == "predicted" else y.cpu().numpy()
-            array = attack.generate(x.cpu().numpy(), y=labels)
+            with host.evaluating(self._classifier):  # others may change modes and leave gradients
+                array = attack.generate(x.cpu().numpy(), y=labels)
             return torch.as_tensor(array, dtype=x.dtype, device=x.device)
         if self._of._upsilon == "resample":
             self._running.update(sensitivity_of(self._objective, self._labelled_sample(), self._p, self._r))

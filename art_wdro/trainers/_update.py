@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -16,7 +18,12 @@ from torch import Tensor, nn
 from art_wdro._host import classifier as host
 from art_wdro._ranks import count, ranks, shards, total
 from art_wdro.trainers._augmentation import indices_of
-from art_wdro.trainers._replicas import replicated, share_buffers
+from art_wdro.trainers._average import Average
+from art_wdro.trainers._common import UPDATE_PRECISIONS, Common
+from art_wdro.trainers._copies import Copies
+from art_wdro.trainers._modes import Modes
+from art_wdro.trainers._perturbation import Perturbation
+from art_wdro.trainers._replicas import Forward, replicated, share_buffers
 
 log = logging.getLogger("art_wdro")
 Figures = dict[str, Tensor]
@@ -28,33 +35,52 @@ Outer = Callable[..., tuple[Tensor, Figures]]
 class Updates:
     """The updates of one run of training, in train mode."""
 
-    def __init__(self, classifier: PyTorchClassifier, skip: bool) -> None:
-        """Take what is updated.
+    def __init__(self, classifier: PyTorchClassifier, common: Common) -> None:
+        """Take what is updated, and how.
 
         :param classifier: Whose network and optimiser they are.
-        :param skip: Whether a minibatch whose loss or gradient is not finite is skipped.
+        :param common: What the trainer was told.
         """
-        self._classifier, self._skip = classifier, skip
+        self._classifier, self._common = classifier, common
         self._forward: nn.Module | None = None
+        self._modes: Modes | None = None
+        model = host.network(classifier)
+        self._buffers = Copies(model.buffers)
+        self._perturbation = Perturbation(model, common.weight_perturbation) if common.weight_perturbation > 0 else None
+        self.average = (
+            None
+            if common.ema is None
+            else Average(lambda: itertools.chain(model.parameters(), model.buffers()), common.ema)
+        )
 
     @contextmanager
-    def replicated(self) -> Iterator[None]:
+    def prepared(self) -> Iterator[None]:
         """Hold the forward passes of the updates, over all ranks, for as long as training lasts.
 
         A replica keeps the process group, and reference cycles keep the replica: they are collected here, because
         threads of a group that nobody destroys can abort the process when it exits.
         """
         logits_of = host.logits_of(self._classifier, training=True)
-        self._forward = replicated(host.network(self._classifier), logits_of, shards())
+        half = UPDATE_PRECISIONS[self._common.update_precision]
+        self._modes = Modes(self._classifier)
+        self._forward = replicated(Forward(host.network(self._classifier), logits_of, half), shards())
         try:
             yield
         finally:
-            self._forward = None
+            self._forward = self._modes = None
             if shards() is not None:
                 gc.collect()
 
+    def frozen(self) -> AbstractContextManager[None]:
+        """Hold the network still, in eval mode, while a minibatch is attacked."""
+        assert self._modes is not None
+        return self._modes.frozen()
+
     def __call__(self, y: Tensor, batches: Sequence[Tensor], outer: Outer, where: str) -> Figures | None:
         """Take one step of the outer problem.
+
+        One value is read back from the device: whether loss and gradient are finite. Figures are those of the weights
+        before the step, and not of perturbed ones.
 
         :param y: Labels of this rank's part of the minibatch, (n,), or soft targets, (n, K).
         :param batches: The clean inputs, (n, ...), and further ones that `outer` wants.
@@ -63,38 +89,56 @@ class Updates:
         :return: The mean figures of this rank's part, or None if it was skipped.
         :raises FloatingPointError: If the loss or its gradient is not finite, unless such minibatches are skipped.
         """
-        assert self._forward is not None
+        assert self._modes is not None
         model, optimiser = host.network(self._classifier), host.optimiser(self._classifier)
-        buffers = [buffer.clone() for buffer in model.buffers()]
-        set_training_mode(model)
-        try:
-            with torch.enable_grad():
-                clean, *others = self._forward(*batches)
-                targets = y if y.dim() == 1 else y.to(clean.dtype)
-                clean_loss = training_loss(self._classifier)(clean, targets)
-                loss, figures = outer(clean, *others)
-                optimiser.zero_grad()
-                # the replicas' gradients are averaged, whatever share of the minibatch, and of the weights, each has
-                weighed = weight_of(self._classifier, y)
-                share = weighed / total(weighed[None])[0]
-                (ranks() * (share * clean_loss + len(y) / count(len(y)) * loss)).backward()
-                loss = clean_loss.detach() + loss.detach()
+        self._buffers.take()
+        with self._modes.training():
+            figures = self._descend(y, batches, outer)
+            if self._perturbation is not None:
+                self._buffers.put_back()
+                with self._perturbation.applied():
+                    loss = self._descend(y, batches, outer)["loss"]
+            else:
+                loss = figures["loss"]
             if not _is_finite(loss, model):
                 optimiser.zero_grad()
-                for buffer, before in zip(model.buffers(), buffers, strict=True):
-                    buffer.copy_(before)
+                self._buffers.put_back()
                 self._refuse(loss, where)
                 return None
+            if self._common.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), self._common.max_grad_norm)
             optimiser.step()
             share_buffers(model, shards())
-        finally:
-            model.eval()
+        if self.average is not None:
+            self.average.update()
+        return figures
+
+    def _descend(self, y: Tensor, batches: Sequence[Tensor], outer: Outer) -> Figures:
+        """Leave the gradient of the outer problem with the parameters, and return the figures."""
+        assert self._forward is not None
+        with torch.enable_grad():
+            clean, *others = self._forward(*batches)
+            targets = y if y.dim() == 1 else y.to(clean.dtype)
+            clean_loss = training_loss(self._classifier)(clean, targets)
+            loss, figures = outer(clean, *others)
+            host.optimiser(self._classifier).zero_grad()
+            torch.autograd.backward(self._shared(clean_loss, loss, y))
         accuracy = (clean.argmax(1) == indices_of(y)).double().mean()
-        figures = {"loss": loss, "clean_loss": clean_loss, **figures, "train_clean_accuracy": accuracy}
+        whole = clean_loss.detach() + loss.detach()
+        figures = {"loss": whole, "clean_loss": clean_loss, **figures, "train_clean_accuracy": accuracy}
         return {name: figure.detach() for name, figure in figures.items()}
 
+    def _shared(self, clean_loss: Tensor, loss: Tensor, y: Tensor) -> Tensor:
+        """Return this rank's loss, of whose gradient the mean over ranks is that of the whole minibatch."""
+        if shards() is None:
+            return clean_loss + loss
+        # the replicas' gradients are averaged, whatever share of the minibatch, and of the weights, each has
+        weighed = weight_of(self._classifier, y)
+        share = weighed / total(weighed[None])[0]
+        return ranks() * (share * clean_loss + len(y) / count(len(y)) * loss)
+
     def _refuse(self, loss: Tensor, where: str) -> None:
-        if self._skip:
+        if self._common.on_nonfinite == "skip":
             log.info("skipped %s, whose loss or gradient is not finite", where)
             return
         what = "gradient is not finite" if torch.isfinite(loss) else f"loss is {loss.item()}"
@@ -132,23 +176,8 @@ def weight_of(classifier: PyTorchClassifier, y: Tensor) -> Tensor:
 
 def _is_finite(loss: Tensor, model: nn.Module) -> bool:
     """Tell whether the loss of every rank and the gradient are finite."""
-    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    finite = torch.stack([torch.isfinite(values).all() for values in (loss, *gradients)]).all()
-    return count(int(finite)) == ranks()
-
-
-def set_training_mode(model: nn.Module) -> None:
-    """Put a network in train mode, but leave frozen parts in eval mode.
-
-    Frozen is a module whose parameters all have `requires_grad` False. If a single layer is trained and others are
-    frozen, all the rest is, dropout and parameterless norms included.
-    """
-    trained = [m for m in model.modules() if any(w.requires_grad for w in m.parameters(recurse=False))]
-    frozen = any(not w.requires_grad for w in model.parameters())
-    model.train(len(trained) > 1 or not frozen)
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(w.requires_grad for w in parameters):
-            module.eval()
-    for module in trained:
-        module.training = True
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None and weight.grad.numel()]
+    # the largest entry, since the square of a finite one may be none
+    largest = torch._foreach_norm(gradients, math.inf) if gradients else []
+    finite = torch.isfinite(torch.stack([loss, *largest])).all()
+    return bool(finite) if shards() is None else count(int(finite)) == ranks()

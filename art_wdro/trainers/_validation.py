@@ -18,11 +18,13 @@ from art_wdro.attacks._pgd import WassersteinPGD
 from art_wdro.trainers._minibatches import Batch
 
 
-def check_validation(classifier: PyTorchClassifier, data: Any) -> Batch:
-    """Return this rank's part of a pair of inputs and labels, or of a data set of torch.
+def check_validation(classifier: PyTorchClassifier, data: Any) -> Batch | None:
+    """Return this rank's part of a pair of inputs and labels, or of a data set of torch; None of none.
 
     :raises ValueError: If it is neither, or does not fit the classifier.
     """
+    if data is None:
+        return None
     data = as_arrays(data, None) if isinstance(data, (Dataset, DataLoader)) else data
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise ValueError(f"validation_data is a {type(data).__name__}; allowed is a pair of inputs and labels")

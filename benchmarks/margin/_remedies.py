@@ -7,6 +7,7 @@ Weight perturbation: Wu, Xia, Wang, 2020, arXiv:2004.05884, with one ascent step
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from art_wdro import WassersteinMarginTrainer
+from art_wdro.trainers._common import Common
 from art_wdro.trainers._margin import DualDescent
 from art_wdro.trainers._minibatches import Minibatches
 from art_wdro.trainers._update import Figures, Outer, Updates
@@ -61,15 +63,18 @@ class PerturbedMargin(WassersteinMarginTrainer):
     """Take the gradient of an update at weights that are worse by one step of ascent."""
 
     def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
-        return DualDescent(self, _WorsenedUpdates(self._classifier, updates))
+        return DualDescent(self, _WorsenedUpdates(self._classifier, self._common, updates))
 
 
 class _WorsenedUpdates(Updates):
     """The updates of a run, each with its gradient at worse weights."""
 
-    def __init__(self, classifier: PyTorchClassifier, updates: Updates) -> None:
-        super().__init__(classifier, skip=False)
+    def __init__(self, classifier: PyTorchClassifier, common: Common, updates: Updates) -> None:
+        super().__init__(classifier, common)
         self._updates = updates
+
+    def frozen(self) -> AbstractContextManager[None]:
+        return self._updates.frozen()
 
     def __call__(self, y: Tensor, batches: Sequence[Tensor], outer: Outer, where: str) -> Figures | None:
         model, optimiser = self._classifier.model, self._classifier.optimizer

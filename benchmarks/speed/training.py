@@ -96,9 +96,9 @@ class Minibatch:
     @contextmanager
     def by_ours(self, trainer: DistributionalTRADESTrainer) -> Iterator[Callable[[], object]]:
         """Yield what one of our trainers does with the minibatch, for as long as the context lasts."""
-        updates = Updates(self._classifier, skip=False)
+        updates = Updates(self._classifier, trainer._common)
         method = trainer._method(updates, self._whole)
-        with updates.replicated():
+        with updates.prepared():
             yield partial(method.step, self.x, self.y, "the benchmark")
 
     def floor(self) -> None:
