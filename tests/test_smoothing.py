@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,11 +15,12 @@ import torch
 from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr
 from scipy.stats import binom, binomtest, kstest
 from torch import nn
 
-from art_wdro import certified_accuracy, certified_radii, knapsack_accuracy
+from art_wdro import certified_accuracy, certified_radii, evaluate, knapsack_accuracy
 from art_wdro._threat.knapsack import knapsack
 from art_wdro.certificates import _votes
 from art_wdro.certificates._confidence import accuracy_left, failures, least_probability, radii_of_probabilities
@@ -388,6 +391,130 @@ def test_more_confidence_certifies_less():
     classifier = smoothed(model, (20,), 2)
     found = [certified_accuracy(classifier, x, y, 2, 2, 0.1, n=500, confidence=c) for c in (0.9, 0.999, 1 - 1e-9)]
     assert found[0] > found[1] > found[2]
+
+
+class Plane(NamedTuple):
+    """A network of two inputs with its smoothed classes on a fine grid, and samples with their distances there."""
+
+    classifier: PyTorchRandomizedSmoothing
+    x: np.ndarray
+    y: np.ndarray
+    distances: np.ndarray
+
+
+STEP = 0.01
+
+
+@pytest.fixture(scope="module")
+def plane() -> Plane:
+    """The smoothed classes by a filter over the network's classes: what infinitely many votes would say."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 3))
+    model[0].weight.data *= 5
+    scale = 0.2
+    axis = np.arange(-1.5, 2.5, STEP)
+    points = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    with torch.no_grad():
+        hard = model(torch.from_numpy(points).float()).argmax(1).numpy().reshape(len(axis), len(axis))
+    soft = [gaussian_filter((hard == k).astype(float), scale / STEP, mode="nearest", truncate=6) for k in range(3)]
+    classes = np.argmax(soft, 0)
+    x = np.random.default_rng(0).uniform(0.05, 0.95, (25, 2)).astype(np.float32)
+    places = np.rint((x - axis[0]) / STEP).astype(int)
+    y = classes[places[:, 0], places[:, 1]]
+    y[::6] = (y[::6] + 1) % 3
+    inside = (points >= 0).all(1) & (points <= 1).all(1)
+    distances = np.array(
+        [
+            np.linalg.norm(points[inside & (classes.ravel() != label)] - at, axis=1).min(initial=math.inf)
+            for at, label in zip(x.astype(float), y, strict=True)
+        ]
+    )
+    return Plane(smoothed(model, (2,), 3, scale=scale), x, y, np.where(distances < STEP, 0.0, distances))
+
+
+@pytest.mark.parametrize("norm", [1, 2, "inf"])
+def test_the_truth_lies_in_the_bracket(plane, norm):
+    report = evaluate(plane.classifier, plane.x, plane.y, p=1, norm=norm, eps=0.1, n=4000, knapsack_iter=60)
+    eps = np.array([0.02, 0.1, 0.2])
+    assert (report.radii <= report.distances).all()
+    for p in (1, 2, math.inf):
+        assert (report.certified_accuracy(eps, p) <= report.accuracy(eps, p)).all()
+    if norm != 2:
+        return
+    # distances on the grid may be off by its diagonal
+    wrong = plane.distances == 0
+    below, above = (np.where(wrong, 0.0, np.maximum(plane.distances + off, 0.0)) for off in (-2 * STEP, 2 * STEP))
+    known = np.isfinite(report.distances)
+    assert (report.radii <= above).all()
+    assert (report.distances >= below).all()
+    assert known.sum() > 20
+    assert (report.distances[known] <= above[known] + 0.1).all()
+    for p in (1, 2, math.inf):
+        low, high = report.certified_accuracy(eps, p), report.accuracy(eps, p)
+        assert (low <= knapsack_accuracy(above, eps, p)).all()
+        assert (high >= knapsack_accuracy(below, eps, p)).all()
+        assert low[0] > 0.5 * knapsack_accuracy(below, eps, p)[0]
+        assert high[2] < 1.0
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+def test_the_attack_finds_points_of_another_class_just_beyond_the_border():
+    model, x, y, distances = halfspace(samples=20)
+    rows = []
+    report = evaluate(
+        *(smoothed(model, (20,), 2), x, y),
+        norm=2,
+        eps=0.1,
+        n=5000,
+        knapsack_iter=30,
+        on_row=lambda row, array: rows.append((row.attack, array.shape)),
+    )
+    known = np.isfinite(report.distances)
+    assert known.sum() >= 18
+    assert (report.distances[known] >= distances[known]).all()
+    assert np.median(report.distances[known] - distances[known]) < 0.1
+    assert rows == [("none", (20, 20)), ("knapsack", (20, 20))]
+    assert report.arrays == {}
+
+
+def test_a_report_of_votes_prints_its_bracket_and_keeps_what_it_is_made_of():
+    model, x, y, _ = halfspace()
+    classifier = smoothed(model, (20,), 2)
+    before = x.copy()
+    report = evaluate(classifier, x, y, norm=2, eps=0.1, n=500, knapsack_iter=20, confidence=0.99, keep_arrays=True)
+    assert np.array_equal(x, before)
+    low, high = report.certified_accuracy(0.1), report.accuracy(0.1)
+    sentence = (
+        f"[certified, knapsack] = [{100 * low:.1f}, {100 * high:.1f}] %: the truth lies between, with a confidence"
+    )
+    assert f"{sentence} of 99 %" in str(report)
+    assert "Upsilon" not in str(report)
+    assert low <= high
+    assert report.certified_accuracy([0.05, 0.1])[1] == low
+    data = json.loads(report.to_json())
+    assert data["certified"] == low
+    assert data["confidence"] == 0.99
+    assert data["surer_radii"] == report.surer.tolist()
+    assert np.array_equal(report.arrays["none"], x)
+    assert len(report.arrays["knapsack"]) == 12
+    # half of the risk is the certificate's, half the attack's
+    assert low == certified_accuracy(classifier, x, y, 2, 2, 0.1, n=500, confidence=0.995)
+    silent = evaluate(classifier, x, y, norm=2, eps=0.1, n=200, knapsack_iter=20, certified=False)
+    assert silent.radii is None
+    assert "certified" not in str(silent)
+
+
+def test_votes_and_confidence_are_checked_in_reports():
+    model, x, y, _ = halfspace()
+    with pytest.raises(ValueError, match="n is 0"):
+        evaluate(smoothed(model, (20,), 2), x, y, norm=2, n=0)
+    with pytest.raises(ValueError, match="confidence is 1"):
+        evaluate(smoothed(model, (20,), 2), x, y, norm=2, confidence=1)
+    problem = linear_problem()
+    with pytest.raises(ValueError, match="n is 100 for a classifier that does not vote under noise"):
+        evaluate(problem.classifier, problem.x, problem.y, n=100)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

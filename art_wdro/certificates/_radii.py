@@ -56,7 +56,7 @@ def certified_radii(
         number of inputs, which leaves little of it.
     :param largest: Radius beyond which is not searched, in input units, one number or (N,); the distances that an
         attack found save time. None takes the size of the box.
-    :param batch_size: Samples bounded at once, or noisy copies in one pass, a matter of memory; None takes 16, or 256.
+    :param batch_size: Samples bounded at once, or noisy copies in one pass, a matter of memory; None takes 16, or 128.
     :param n: Draws that bound a probability, as in `certify` of ART, of a smoothed classifier alone; None takes 10,000.
     :param noise: "gaussian" or "uniform", of a smoothed classifier alone, with the standard deviation `scale`; None
         takes Gaussian noise, as ART does. Uniform noise is for norm=1.
@@ -82,12 +82,13 @@ def certified_radii(
         found = estimates.radii(voting.smoothing.alpha, r)
         return found if largest is None else np.minimum(found, radii_of("largest", largest, len(found)).numpy())
     host.require_pytorch(certified_radii, classifier)
-    _refuse_draws(n, noise)
+    refuse_draws(n=n, noise=noise)
     return _bounded_radii(classifier, certified_problem(classifier, x, y), r, largest, batch_size)
 
 
-def _refuse_draws(n: int | None, noise: str | None) -> None:
-    for name, value in (("n", n), ("noise", noise)):
+def refuse_draws(**asked: object) -> None:
+    """Refuse arguments that are about noise, by name, for a classifier without it."""
+    for name, value in asked.items():
         if value is not None:
             raise ValueError(f"{name} is {value!r} for a classifier that does not vote under noise; allowed is None")
 
@@ -167,7 +168,7 @@ def certified_accuracy(
         found = smoothed_accuracy(estimates, confidence, budgets, p, r)
     else:
         host.require_pytorch(certified_accuracy, classifier)
-        _refuse_draws(n, noise)
+        refuse_draws(n=n, noise=noise)
         radii = _bounded_radii(classifier, certified_problem(classifier, x, y), r, None, batch_size)
         whole = all_rows(torch.from_numpy(radii))[0].numpy()
         _require_samples(len(whole))

@@ -22,7 +22,7 @@ from art_wdro.certificates._votes import NOISES, Noise, Stage, votes
 
 DRAWS = 10_000
 """Draws that estimate a class's probability, unless others are asked for."""
-COPIES = 256
+COPIES = 128
 """Noisy copies in one forward pass, unless others are asked for."""
 SELECTION, ESTIMATION = 0, 1
 """Rounds of votes: one selects the class, the other, of which the first knows nothing, estimates its probability."""

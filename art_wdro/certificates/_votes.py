@@ -136,7 +136,7 @@ def _source(noise: Noise, stream: tuple[int, int], device: torch.device) -> Call
         if noise.kind == "gaussian":
             return lambda shape: torch.randn(shape, **settings)
         return lambda shape: torch.rand(shape, **settings).mul_(2 * wide).sub_(wide)
-    numbers = np.random.default_rng(root)
+    numbers = np.random.Generator(np.random.SFC64(root))
     if noise.kind == "gaussian":
         return lambda shape: torch.from_numpy(numbers.standard_normal(shape)).to(device)
     return lambda shape: torch.from_numpy(numbers.uniform(-wide, wide, shape)).to(device)
