@@ -281,12 +281,13 @@ def test_a_copy_of_which_a_logit_is_nan_votes_for_nothing():
 
 def test_radii_of_a_halfspace_approach_its_distances_from_below():
     model, x, y, distances = halfspace()
-    few, many = (certified_radii(smoothed(model, (20,), 2), x, y, norm=2, n=n) for n in (200, 20_000))
+    classifier = smoothed(model, (20,), 2, sample_size=3000)  # so that samples near the plane get their own class
+    few, many = (certified_radii(classifier, x, y, norm=2, n=n) for n in (200, 20_000))
     for radii in (few, many):
         assert radii.dtype == np.float64
         assert (radii <= distances).all()
     near = distances < 0.5
-    assert (many[near] > distances[near] - 0.02).all()
+    assert (many[near] > distances[near] - 0.03).all()
     assert many.sum() > few.sum()
 
 
@@ -303,7 +304,7 @@ def test_uniform_noise_certifies_l1_exactly_across_one_coordinate():
     normal = torch.zeros(6)
     normal[2] = 1.0
     distances = abs(x[:, 2].astype(float) - 0.5)
-    classifier = smoothed(Halfspace(normal, 0.5), (6,), 2)
+    classifier = smoothed(Halfspace(normal, 0.5), (6,), 2, sample_size=3000)
     radii = certified_radii(classifier, x, (x[:, 2] > 0.5).astype(int), norm=1, noise="uniform", n=20_000)
     width = math.sqrt(3) * 0.25
     assert (radii <= distances).all()
@@ -318,7 +319,7 @@ def test_noise_comes_before_preprocessing():
     classifier = smoothed(scaled, (20,), 2, preprocessing=(0.5, 4.0))
     radii = certified_radii(classifier, x, y, norm=2, n=5000)
     assert (radii <= distances).all()
-    np.testing.assert_allclose(radii, certified_radii(smoothed(model, (20,), 2), x, y, norm=2, n=5000), atol=0.02)
+    np.testing.assert_allclose(radii, certified_radii(smoothed(model, (20,), 2), x, y, norm=2, n=5000), atol=0.03)
 
 
 def test_samples_of_another_class_have_radius_zero_and_cost_nothing_further():
