@@ -56,7 +56,8 @@ def certified_radii(
         number of inputs, which leaves little of it.
     :param largest: Radius beyond which is not searched, in input units, one number or (N,); the distances that an
         attack found save time. None takes the size of the box.
-    :param batch_size: Samples bounded at once, or noisy copies in one pass, a matter of memory; None takes 16, or 128.
+    :param batch_size: Samples bounded at once, or noisy copies in one pass, a matter of memory; None takes 16, or 64
+        copies on a CPU and 1024 elsewhere.
     :param n: Draws that bound a probability, as in `certify` of ART, of a smoothed classifier alone; None takes 10,000.
     :param noise: "gaussian" or "uniform", of a smoothed classifier alone, with the standard deviation `scale`; None
         takes Gaussian noise, as ART does. Uniform noise is for norm=1.

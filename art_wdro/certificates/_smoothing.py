@@ -22,8 +22,8 @@ from art_wdro.certificates._votes import NOISES, Noise, Stage, votes
 
 DRAWS = 10_000
 """Draws that estimate a class's probability, unless others are asked for."""
-COPIES = 128
-"""Noisy copies in one forward pass, unless others are asked for."""
+COPIES, COPIES_ON_GPU = 64, 1024
+"""Noisy copies in one forward pass, unless others are asked for; on a CPU as many as its cache holds."""
 SELECTION, ESTIMATION = 0, 1
 """Rounds of votes: one selects the class, the other, of which the first knows nothing, estimates its probability."""
 
@@ -89,12 +89,13 @@ def voting_of(
 ) -> Voting:
     """Check how a smoothed classifier is to be asked."""
     smoothing = smoothing_of(owner, classifier)
+    copies = COPIES if classifier.device.type == "cpu" else COPIES_ON_GPU
     kind = "gaussian" if noise is None else arguments.choice("noise", noise, NOISES)
     return Voting(
         smoothing,
         Noise(kind, smoothing.scale, arguments.seed(seed)),
         DRAWS if n is None else arguments.integer("n", n, 1),
-        COPIES if batch_size is None else arguments.integer("batch_size", batch_size, 1),
+        copies if batch_size is None else arguments.integer("batch_size", batch_size, 1),
         arguments.choice("precision", precision, tuple(PRECISIONS)),
     )
 
