@@ -57,12 +57,24 @@ class Certified(NamedTuple):
     orthogonal_epochs: int
 
 
+class Noisy(NamedTuple):
+    """How the network is made that is smoothed by noise.
+
+    :param scale: Standard deviation of the noise, in training and in votes.
+    :param epochs: Passes over the data.
+    """
+
+    scale: float
+    epochs: int
+
+
 class DataSet(NamedTuple):
     """A data set.
 
     :param shape: Shape of an image, (C, H, W).
     :param budgets: Budget by ground norm, in input units; that of l_inf is what networks are trained for.
     :param robust: The adversarially trained network.
+    :param noisy: The network that is smoothed.
     :param pretrained: The network that fine-tunings start from, if there is one.
     :param certified: The networks for certificates, if there are any.
     """
@@ -70,6 +82,7 @@ class DataSet(NamedTuple):
     shape: tuple[int, int, int]
     budgets: dict[float, float]
     robust: Robust
+    noisy: Noisy
     pretrained: Pretrained | None = None
     certified: Certified | None = None
 
@@ -84,12 +97,14 @@ DATA = {
         shape=(1, 8, 8),
         budgets={math.inf: 0.1, 2.0: 0.5, 1.0: 1.5},
         robust=Robust(1297, 20, 7),
+        noisy=Noisy(0.25, 60),
         certified=Certified(80, 80),
     ),
     "fashion-mnist": DataSet(
         shape=(1, 28, 28),
         budgets={math.inf: 0.1},
         robust=Robust(20000, 6, 7),
+        noisy=Noisy(0.25, 4),
         pretrained=Pretrained(10, 5, 0.05, augment=False, left_out=5000),
         certified=Certified(8, 3),
     ),
@@ -97,12 +112,14 @@ DATA = {
         shape=(3, 32, 32),
         budgets={math.inf: 8 / 255},
         robust=Robust(25000, 14, None),
+        noisy=Noisy(0.25, 8),
         pretrained=Pretrained(12, 2, 0.2, augment=True, left_out=5000),
     ),
     QUICK: DataSet(
         shape=(1, 8, 8),
         budgets={math.inf: 0.1, 2.0: 0.5},
         robust=Robust(1297, 8, None),
+        noisy=Noisy(0.25, 20),
         pretrained=Pretrained(20, 1, 0.2, augment=False, left_out=297),
         certified=Certified(8, 1),
     ),

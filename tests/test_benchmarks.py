@@ -124,6 +124,26 @@ def brackets(found: Any) -> None:
     assert found[-1]["W_2"]["0.125"][0] > 0.1
 
 
+def smoothing(found: Any) -> None:
+    assert found["setting"]["votes"] == 500
+    lows, highs = zip(*found["bracket"]["curve"].values(), strict=True)
+    for ends in (lows, highs):
+        assert list(ends) == sorted(ends, reverse=True)
+    assert all(0 <= low <= high <= 1 for low, high in zip(lows, highs, strict=True))
+    assert lows[0] > 0.7
+    assert found["bracket"]["curve"]["0.1"][0] > 0.3 > found["bracket"]["curve"]["0.6"][0]
+    assert 0 < found["bracket"]["gradients"] <= 16 * 20
+    cost = rows_by(found["cost"], "who")
+    assert cost["here"]["of_ours"] == 1
+    assert all(row["passes_a_second"] > 0 for row in cost.values())
+
+
+def noisy(found: Any) -> None:
+    (row,) = found
+    assert row["scale"] == 0.25
+    assert row["clean"] > 0.7
+
+
 def certificates(found: Any) -> None:
     assert len(found["constants"]) == 3
     for row in found["constants"]:
@@ -256,11 +276,13 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.evaluation": evaluation,
     "attacks.least_distances": least_distances,
     "attacks.one_step": one_step,
+    "attacks.smoothing": smoothing,
     "attacks.split_mass": split_mass,
     "margin.analysis": margin_analysis,
     "margin.figure": margin_drawn,
     "margin.training": margin_training,
     "networks.certified": certified,
+    "networks.noisy": noisy,
     "networks.pretrained": pretrained,
     "networks.robust": robust,
     "paper.experiments": experiments,

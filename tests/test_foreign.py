@@ -28,6 +28,7 @@ from art_wdro import (
     adversarial_accuracy,
     evaluate,
     functional,
+    lipschitz_certificate,
     sensitivity,
 )
 from art_wdro._host import classifier as host
@@ -104,12 +105,12 @@ def test_the_functions_give_the_network_a_tensor_of_its_own():
 # --- what predicts and what is scored ---------------------------------------------------------------------------
 
 
-def test_a_smoothed_classifier_is_refused():
+def test_a_smoothed_classifier_is_refused_where_logits_count():
     problem = linear_problem()
     smoothed = PyTorchRandomizedSmoothing(
         problem.classifier.model, nn.CrossEntropyLoss(), (30,), 5, clip_values=(0, 1), sample_size=10, device_type="cpu"
     )
-    for call in (adversarial_accuracy, evaluate, sensitivity, accuracy_bounds):
+    for call in (adversarial_accuracy, sensitivity, accuracy_bounds, lipschitz_certificate):
         with pytest.raises(ValueError, match="is a PyTorchRandomizedSmoothing, which predicts by votes under noise"):
             call(smoothed, problem.x, problem.y)
     with pytest.raises(ValueError, match="predicts by votes under noise"):

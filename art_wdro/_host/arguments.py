@@ -55,6 +55,18 @@ def real(
     return number
 
 
+def probability(name: str, value: object) -> float:
+    """Read a probability that is neither 0 nor 1.
+
+    :raises TypeError: If it is no real number.
+    :raises ValueError: If it is no such probability.
+    """
+    number = real(name, value)
+    if not 0.0 < number < 1.0:
+        raise _refuse(ValueError, name, value, "a number between 0 and 1, without the ends")
+    return number
+
+
 def integer(name: str, value: object, low: int) -> int:
     """Read a whole number of at least `low`.
 

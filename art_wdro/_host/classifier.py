@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from art.attacks.attack import Attack
 from art.defences.preprocessor.preprocessor import Preprocessor
-from art.estimators.certification.randomized_smoothing.randomized_smoothing import RandomizedSmoothingMixin
 from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from torch.nn.parameter import UninitializedParameter
 from art_wdro._host.outputs import logits_in, number_format
 from art_wdro._host.precision import in_precision
 from art_wdro._host.preprocessing import preprocessing
+from art_wdro._host.smoothing import is_smoothed
 from art_wdro._storage.arrays import Rows, parts
 from art_wdro._storage.descriptions import StandIn, described, described_network
 
@@ -44,10 +44,11 @@ def require_pytorch(owner: type | Callable[..., object], classifier: object) -> 
     """
     if not isinstance(classifier, PyTorchClassifier):
         raise EstimatorError(owner, [PyTorchClassifier], classifier)
-    if isinstance(classifier, RandomizedSmoothingMixin):
+    if is_smoothed(classifier):
         raise ValueError(
             f"classifier is a {type(classifier).__name__}, which predicts by votes under noise, not by its network's "
-            "logits; give a PyTorchClassifier of the network, whose figures are not those of the smoothed classifier"
+            "logits; give a PyTorchClassifier of the network, whose figures are not those of the smoothed classifier, "
+            "or ask certified_radii, certified_accuracy or evaluate"
         )
 
 

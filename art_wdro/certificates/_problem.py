@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,15 +32,28 @@ BEYOND = 1e-9
 """How far beyond a box's corners, relatively, a ball around all of it reaches, for what float64 rounds away."""
 
 
-def certified_problem(
-    classifier: PyTorchClassifier, x: Any, y: Any | None
-) -> tuple[Tensor, Tensor, list[Node], Interval]:
+class Problem(NamedTuple):
+    """What is certified.
+
+    :param inputs: Samples, (N, ...), float64.
+    :param labels: Class indices, (N,).
+    :param nodes: The network.
+    :param box: The bounds of one input.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    nodes: list[Node]
+    box: Interval
+
+
+def certified_problem(classifier: PyTorchClassifier, x: Any, y: Any | None) -> Problem:
     """Check data and return them on the host in float64, with the network's nodes and the bounds of one input."""
     inputs, labels = labelled_data(classifier, x, y)
     inputs = inputs.double().cpu()
     with together():
         box = finite_box(classifier)
-        return inputs, labels.cpu(), traced_graph(classifier, box, inputs), box
+        return Problem(inputs, labels.cpu(), traced_graph(classifier, box, inputs), box)
 
 
 def traced_graph(classifier: PyTorchClassifier, box: Interval, x: Tensor | None = None) -> list[Node]:

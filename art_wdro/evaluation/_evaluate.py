@@ -18,15 +18,18 @@ from tqdm.auto import tqdm
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.inputs import labelled_data
+from art_wdro._host.smoothing import is_smoothed
 from art_wdro._ranks import all_rows, count, everywhere, is_first
 from art_wdro.attacks._pgd import WassersteinFGM
 from art_wdro.certificates._problem import why_uncertified
-from art_wdro.certificates._radii import certified_radii
-from art_wdro.evaluation._attempts import Case, Pool, attempts_on, told, tried
+from art_wdro.certificates._radii import certified_radii, refuse_draws
+from art_wdro.certificates._smoothing import voting_of
+from art_wdro.evaluation._attempts import Attempt, Case, Pool, attempts_on, told, tried
 from art_wdro.evaluation._autoattack import check_autoattack
 from art_wdro.evaluation._first_order import bounds_of, upsilon_of
 from art_wdro.evaluation._report import Report, Row
 from art_wdro.evaluation._sanity import check_model, check_rows
+from art_wdro.evaluation._smoothed import smoothed_report
 
 LOSSES = ("redlr", "ce")
 """Those whose first-order bounds are reported."""
@@ -44,6 +47,8 @@ def evaluate(
     knapsack_iter: int = 300,
     autoattack: bool | None = None,
     certified: bool | None = None,
+    n: int | None = None,
+    confidence: float = 0.999,
     keep_arrays: bool = False,
     on_row: Callable[[Row, np.ndarray], None] | None = None,
     verbose: bool = True,
@@ -53,10 +58,13 @@ def evaluate(
     The figure to quote is the knapsack's: W-PGD is a heuristic for the same quantity and usually far above it. With the
     accuracy by certified radii it brackets the truth.
 
-    :param classifier: A `PyTorchClassifier` whose network puts out logits.
+    Of a `PyTorchRandomizedSmoothing` of ART the report has that bracket alone, by votes under its noise: ground norms
+    other than l_2 leave little of the certificate.
+
+    :param classifier: A `PyTorchClassifier` whose network puts out logits, or a `PyTorchRandomizedSmoothing`.
     :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch: the whole data set, which shares the budget.
     :param y: True labels as indices or one-hot rows; None where x brings them.
-    :param p: Order of the Wasserstein distance, in (1, inf].
+    :param p: Order of the Wasserstein distance, in (1, inf]; of a smoothed classifier in [1, inf].
     :param norm: Ground norm: 1, 2, np.inf or "inf".
     :param eps: Budget in input units, pointwise and distributional alike.
     :param batch_size: Samples in one forward and backward pass.
@@ -64,7 +72,9 @@ def evaluate(
     :param autoattack: Whether to run the AutoAttack package (not ART's attack of that name): None runs it where it is
         installed and the inputs lie in [0, 1].
     :param certified: Whether to compute certified radii, for an accuracy that no attack can pass: None does so where
-        the network has bounds and it takes little.
+        the network has bounds and it takes little, and of a smoothed classifier.
+    :param n: Votes that bound a probability, of a smoothed classifier alone; None takes 10,000.
+    :param confidence: Probability, over the noise, with which both ends of the bracket of a smoothed classifier hold.
     :param keep_arrays: Keep the adversarial arrays in the report.
     :param on_row: Called with each attack's figures and adversarial array as soon as they are there.
     :param verbose: Show a progress bar over the attacks.
@@ -73,17 +83,41 @@ def evaluate(
     :raises ValueError: If an argument does not fit.
     :raises ImportError: If AutoAttack is asked for and not installed.
     """
-    host.require_pytorch(evaluate, classifier)
+    if is_smoothed(classifier):
+        threat = arguments.order(p, one=True), norm, eps  # votes are not ascended, so that p = 1 is fine
+        asked = {"n": n, "confidence": confidence, "max_iter": knapsack_iter, "certified": certified is not False}
+        return _smoothed(classifier, (x, y), threat, batch_size, asked, (keep_arrays, on_row))
     threat = arguments.order(p), arguments.ground_norm(norm), arguments.real("eps", eps, 0.0)
     certified = None if certified is None else arguments.flag("certified", certified)
+    host.require_pytorch(evaluate, classifier)
+    refuse_draws(n=n)
     case = Case(classifier, *labelled_data(classifier, x, y), *threat, arguments.integer("batch_size", batch_size, 1))
     reason = why_uncertified(classifier, count(len(case.x)), certified)
     attempts = attempts_on(case, knapsack_iter, check_autoattack(classifier, autoattack, case.r))
 
     found = check_model(case) if len(case.x) else []
+    pool = Pool(case)
+    rows, arrays = _tried_all(pool, attempts, keep_arrays, on_row, verbose)
+    report = _reported(case, pool, rows, reason, found)
+    report = replace(report, arrays=arrays, uncertified=None if certified is False else report.uncertified)
+    for text in report.warnings:
+        warnings.warn(text, UserWarning, stacklevel=2)
+    return report
+
+
+def _tried_all(
+    pool: Pool,
+    attempts: list[Attempt],
+    keep: bool,
+    on_row: Callable[[Row, np.ndarray], None] | None,
+    verbose: bool,
+) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """Run the attempts, and return their rows and arrays.
+
+    :raises Exception: What the first one raised, if all but clean data failed.
+    """
     rows: list[Row] = []
     arrays: dict[str, np.ndarray] = {}
-    pool = Pool(case)
     for attempt in tqdm(attempts, desc="evaluate", leave=False, disable=not (verbose and is_first())):
         row, points = pool.attempted(attempt)
         rows.append(row)
@@ -92,14 +126,44 @@ def evaluate(
         arrays[attempt.name] = shown = points.numpy().view()
         shown.flags.writeable = attempt.order is not None  # without an attack it is the user's own
         if on_row is not None:
-            on_row(row, arrays[attempt.name] if keep_arrays else arrays.pop(attempt.name))
+            on_row(row, arrays[attempt.name] if keep else arrays.pop(attempt.name))
     if len(pool.errors) == len(attempts) - 1:
         raise pool.errors[0]
-    report = _reported(case, pool, rows, reason, found)
-    report = replace(report, arrays=arrays, uncertified=None if certified is False else report.uncertified)
-    for text in report.warnings:
-        warnings.warn(text, UserWarning, stacklevel=2)
-    return report
+    return rows, arrays
+
+
+def _smoothed(
+    classifier: PyTorchClassifier,
+    data: tuple[Any, Any],
+    threat: tuple[float, Any, Any],
+    batch_size: Any,
+    asked: dict[str, Any],
+    arrays: tuple[bool, Callable[[Row, np.ndarray], None] | None],
+) -> Report:
+    """Evaluate a smoothed classifier.
+
+    :param data: Inputs and labels.
+    :param threat: Order, ground norm and budget.
+    :param batch_size: Noisy copies in one pass.
+    :param asked: What `evaluate` calls n, confidence and knapsack_iter, and whether the certificate is wanted.
+    :param arrays: Whether to keep the arrays, and what is called with each.
+    """
+    p, r, eps = threat[0], arguments.ground_norm(threat[1]), arguments.real("eps", threat[2], 0.0)
+    confidence = arguments.probability("confidence", asked["confidence"])
+    max_iter = arguments.integer("knapsack_iter", asked["max_iter"], 1)
+    voting = voting_of(
+        evaluate, classifier, n=asked["n"], noise=None, seed=0, batch_size=batch_size, precision="float32"
+    )
+    case = Case(classifier, *labelled_data(classifier, *data), p, r, eps, voting.batch_size)
+    report, points = smoothed_report(
+        case, voting, confidence=confidence, max_iter=max_iter, certified=asked["certified"]
+    )
+    keep, on_row = arrays
+    found = {name: array.numpy() for name, array in points.items()}
+    for row in report.rows:
+        if on_row is not None:
+            on_row(row, found[row.attack])
+    return replace(report, arrays=found if keep else {})
 
 
 def _reported(case: Case, pool: Pool, rows: list[Row], reason: str | None, found: list[str]) -> Report:

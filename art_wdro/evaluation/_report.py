@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from art_wdro._host.extras import install
+from art_wdro.certificates._confidence import accuracy_left
 from art_wdro.evaluation._first_order import AccuracyBounds
 from art_wdro.evaluation._knapsack import knapsack_accuracy
 
@@ -61,11 +62,14 @@ class Report:
     :param bounds: First-order bounds on the accuracy under W_p, by loss; asymptotic, no certificates.
     :param distances: Least distance of every sample, (N,), in input units, over the points of all rows.
     :param radii: Certified radius of every sample, (N,), in input units, no larger than its distance; None where they
-        were not computed.
+        were not computed. Of a smoothed classifier each holds with probability 1 - alpha.
     :param uncertified: Why they were not; None where they were not wanted.
     :param warnings: What makes a figure doubtful, one sentence each.
     :param arrays: Adversarial arrays by attack, if they were asked for; the figures can be computed from them.
     :param mass: Which part of each sample's mass is where the array of the attack that splits it (WDA) says, (N,).
+    :param surer: Shorter radii of a smoothed classifier, (N,), which all hold at once; None of others.
+    :param failed: How many of `radii` do not hold, at most.
+    :param confidence: Probability with which that, and the distances, are so; None where bounds are certain.
     """
 
     p: float
@@ -81,6 +85,9 @@ class Report:
     warnings: tuple[str, ...] = ()
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     mass: np.ndarray | None = None
+    surer: np.ndarray | None = None
+    failed: int = 0
+    confidence: float | None = None
 
     def accuracy(self, eps: Any, p: float | None = None) -> Any:
         """Return the knapsack accuracy at other budgets and orders, from the same distances.
@@ -96,8 +103,11 @@ class Report:
         :param eps: Budget in input units, or an array of budgets.
         :param p: Order; None takes the report's.
         """
-        radii = np.zeros_like(self.distances) if self.radii is None else self.radii
-        return knapsack_accuracy(radii, eps, self.p if p is None else p)
+        radii, order = np.zeros_like(self.distances) if self.radii is None else self.radii, self.p if p is None else p
+        if self.surer is None:
+            return knapsack_accuracy(radii, eps, order)
+        found = [accuracy_left(self.surer, radii, self.failed, budget, order) for budget in np.asarray(eps).flat]
+        return found[0] if np.ndim(eps) == 0 else np.array(found).reshape(np.shape(eps))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays as plain values that JSON can hold: inf as "inf", NaN as None."""
@@ -111,6 +121,9 @@ class Report:
             "bounds": {loss: {k: _plain(v) for k, v in b._asdict().items()} for loss, b in self.bounds.items()},
             "certified": None if self.radii is None else self.certified_accuracy(self.eps),
             "radii": None if self.radii is None else [_plain(float(radius)) for radius in self.radii],
+            "surer_radii": None if self.surer is None else [float(radius) for radius in self.surer],
+            "failed_radii": self.failed,
+            "confidence": self.confidence,
             "distances": [_plain(float(d)) for d in self.distances],
             "warnings": list(self.warnings),
         }
@@ -178,7 +191,8 @@ class Report:
     def _notes(self) -> list[str]:
         notes = [f"{self.samples} samples, (W_{self.p:g}, l_{self.norm:g}), eps = {self.eps:.6g}"]
         notes += [f"{row.attack} failed: {row.failure}" for row in self.rows if row.failure]
-        notes.append(f"Upsilon (ReDLR) = {self.upsilon:.6g}")
+        if self.surer is None:
+            notes.append(f"Upsilon (ReDLR) = {self.upsilon:.6g}")
         notes += [
             f"first-order bounds ({loss}; asymptotic, no certificate): [{100 * b.lower:.1f}, {100 * b.upper:.1f}] %"
             for loss, b in self.bounds.items()
@@ -187,6 +201,7 @@ class Report:
             ends = self.certified_accuracy(self.eps), self.accuracy(self.eps)
             notes.append(
                 f"[certified, knapsack] = [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}] %: the truth lies between"
+                + ("" if self.confidence is None else f", with a confidence of {100 * self.confidence:g} %")
             )
         elif self.uncertified is not None:
             notes.append(f"no certificate: {self.uncertified}")
