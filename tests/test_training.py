@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -103,10 +104,19 @@ def trainable(clip_values=(0.0, 1.0)) -> tuple[torch.Tensor, torch.Tensor, PyTor
     return torch.from_numpy(problem.x), torch.from_numpy(problem.y), classifier
 
 
+class Returned:
+    """Updates that return the batches that they are given."""
+
+    frozen = nullcontext
+
+    def __call__(self, _, batches, *__):
+        return batches
+
+
 def algorithm_one(classifier: PyTorchClassifier, **settings) -> AlgorithmOne:
     """Algorithm 1 with the budget 0.1 and one step, and updates that return the batches that they are given."""
     trainer = DistributionalTRADESTrainer(classifier, eps=0.1, max_iter=1, verbose=False, **settings)
-    return AlgorithmOne(trainer, lambda _, batches, *__: batches, None)
+    return AlgorithmOne(trainer, Returned(), None)
 
 
 def test_the_budget_of_an_epoch_is_the_mean_over_its_samples():
@@ -155,10 +165,13 @@ def test_a_minibatch_that_is_skipped_leaves_running_statistics():
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
     before = copy.deepcopy(model.state_dict())
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    updates = Updates(make_classifier(model, (2,), 2, optimizer=optimiser), skip=True)
+    trainer = DistributionalTRADESTrainer(
+        make_classifier(model, (2,), 2, optimizer=optimiser), on_nonfinite="skip", verbose=False
+    )
+    updates = Updates(trainer._classifier, trainer._common)
     x, y = torch.rand(8, 2), torch.arange(8) % 2
     for factor in (math.inf, 1.0):
-        with updates.replicated():
+        with updates.prepared():
             figures = updates(y, [x], lambda clean, factor=factor: (factor * clean.square().sum(), {}), "")
         assert (figures is None) == math.isinf(factor)
         assert same(before, model.state_dict()) == math.isinf(factor)
