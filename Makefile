@@ -16,12 +16,15 @@ demo: $(VENV)/.demo
 # over from the others. ARGS="-n 0" is one process, as a plain pytest is.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
+# DEVICE=cuda runs every test whose object has a device on a GPU.
+DEVICE ?= cpu
+
 test: $(VENV)/.test
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --device $(DEVICE) $(ARGS)
 
 # What is not marked slow: no long training, no programs.
 fast: $(VENV)/.test
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) --device $(DEVICE) -m "not slow" $(ARGS)
 
 # The fast tests at both ends of what is supported: the lower bounds of setup.cfg, and the newest that pip finds.
 test-matrix: test-oldest test-newest

@@ -27,6 +27,29 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 
+DEVICES = {"cpu": "cpu", "cuda": "gpu"}
+"""Devices that tests may run on, and what ART calls them."""
+DEVICE = "cpu"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests run on a GPU: networks of the fixtures then lie there, and what is given to them."""
+    parser.addoption("--device", choices=tuple(DEVICES), default="cpu", help="where networks lie")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take the device before any test does."""
+    global DEVICE  # noqa: PLW0603
+    DEVICE = config.getoption("--device")
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device is cuda, and torch sees none")
+
+
+def on_device(array: np.ndarray) -> torch.Tensor:
+    """An array as a tensor where the networks lie."""
+    return torch.from_numpy(array).to(DEVICE)
+
+
 def pytest_report_header() -> str:
     """Say on what, and with which versions, the tests run."""
     return str(machine())
@@ -49,7 +72,7 @@ class Problem(NamedTuple):
 
 
 def make_classifier(model: nn.Module, shape: tuple[int, ...], classes: int, **kwargs) -> PyTorchClassifier:
-    settings = {"clip_values": (0.0, 1.0), "device_type": "cpu", "loss": nn.CrossEntropyLoss()} | kwargs
+    settings = {"clip_values": (0.0, 1.0), "device_type": DEVICES[DEVICE], "loss": nn.CrossEntropyLoss()} | kwargs
     return PyTorchClassifier(model, input_shape=shape, nb_classes=classes, **settings)
 
 

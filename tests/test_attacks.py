@@ -39,7 +39,7 @@ from art_wdro._solvers.passes import Passes
 from art_wdro._storage.arrays import Rows
 from art_wdro._threat.threat import Threat
 from art_wdro.losses import attack_objective
-from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, digits, dual, linear_problem, make_classifier
+from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, digits, dual, linear_problem, make_classifier, on_device
 
 THREATS = list(itertools.product(ORDERS, NORMS))
 
@@ -260,9 +260,9 @@ def test_label_forms_agree(linear):
     attack = WassersteinPGD(linear.classifier, eps=0.05, verbose=False)
     expected = attack.generate(linear.x, linear.y)
     one_hot = np.eye(5)[linear.y]
-    one_hots = (one_hot, one_hot.astype(int), one_hot.astype(bool), torch.from_numpy(one_hot).bool())
+    one_hots = (one_hot, one_hot.astype(int), one_hot.astype(bool), on_device(one_hot).bool())
     forms = (*one_hots, linear.y.astype(np.uint64), linear.y[:, None], linear.y.astype(np.float32), linear.y.tolist())
-    for form in (*forms, torch.from_numpy(linear.y)):
+    for form in (*forms, on_device(linear.y)):
         np.testing.assert_array_equal(attack.generate(linear.x, form), expected)
         np.testing.assert_array_equal(attack.generate(x=linear.x, y=form), expected)
 
@@ -570,8 +570,8 @@ def test_a_classifier_on_a_gpu(linear):
     classifier = PyTorchClassifier(
         linear.classifier.model.cuda(), nn.CrossEntropyLoss(), (30,), 5, clip_values=(0, 1), device_type="gpu"
     )
-    x = torch.from_numpy(linear.x).cuda()
-    on_gpu = WassersteinPGD(classifier, eps=0.05, verbose=False).generate(x, torch.from_numpy(linear.y).cuda())
+    x = on_device(linear.x).cuda()
+    on_gpu = WassersteinPGD(classifier, eps=0.05, verbose=False).generate(x, on_device(linear.y).cuda())
     np.testing.assert_allclose(on_gpu, attack(linear_problem(), eps=0.05), atol=1e-4)
 
 
@@ -595,7 +595,7 @@ def test_flat_samples_are_left_out_and_the_iterates_stay_the_same(digits_classif
     class Dense(Objective):
         rectified = False
 
-    x, y = (torch.from_numpy(part[:90]) for part in digits()[1])
+    x, y = (on_device(part[:90]) for part in digits()[1])
     eps = 3 * BUDGETS[norm]
     box = torch.tensor(0.0), torch.tensor(1.0)
     passes = {objective: Passes(digits_classifier.model.eval()) for objective in (Objective, Dense)}

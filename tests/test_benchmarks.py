@@ -270,6 +270,16 @@ def one_step(found: Any) -> None:
         assert 0 <= row["knapsack"] <= row["W-FGSM, least lengths"] <= row["ART's FGM, pointwise"] <= 1
 
 
+def gpu(found: Any) -> None:
+    parts = found["parts"]
+    assert len(parts) == 9
+    assert parts["tests"]["failed"] == []
+    assert parts["attacks, two convolutions"]["bare loop"] == 1
+    assert len(parts["attacks, ResNet"]) >= 13
+    assert 0 < parts["knapsack, ResNet"]["of the bare loop's"] < 3
+    assert all(rate > 0 for rate in parts["training, two convolutions"].values())
+
+
 CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.brackets": brackets,
     "attacks.certificates": certificates,
@@ -289,6 +299,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "paper.summary": summarised,
     "paper.upsilon_estimates": upsilon_estimates,
     "speed.attacks": speed_attacks,
+    "speed.gpu": gpu,
     "speed.growth": growth,
     "speed.knapsack": speed_knapsack,
     "speed.large": large,

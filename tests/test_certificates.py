@@ -43,7 +43,7 @@ from art_wdro._bounds.operator_norms import JacobianNorms, lipschitz_constants, 
 from art_wdro._bounds.tracing import graph_of
 from art_wdro._threat.norms import dual_exponent
 from art_wdro.certificates._loss import _rings
-from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier
+from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier, on_device
 
 ACTIVATIONS = {
     "relu": nn.ReLU(),
@@ -341,7 +341,7 @@ def test_a_linear_model_has_one_cell(norm):
 def test_radii_of_a_linear_model_are_its_distances(norm):
     classifier, x, y = linear_problem()
     weight = classifier.model[1].weight.detach().double()
-    logits = classifier.model(torch.from_numpy(x)).detach().double()
+    logits = classifier.model(on_device(x)).detach().double()
     rows = torch.arange(len(y))
     slopes = torch.linalg.vector_norm(weight[y][:, None] - weight[None], dual_exponent(norm), dim=2)
     ratio = ((logits[rows, y, None] - logits) / slopes).nan_to_num(nan=math.inf)
@@ -424,9 +424,9 @@ def test_no_attack_passes_the_loss_certificates(small_digits, norm, p):
     lipschitz = lipschitz_certificate(classifier, norm=norm, seconds=0.5)
 
     def losses(array, loss):
-        logits = classifier.model(torch.from_numpy(array)).detach().double()
+        logits = classifier.model(on_device(array)).detach().double()
         if loss == "ce":
-            return F.cross_entropy(logits, torch.from_numpy(y)).item()
+            return F.cross_entropy(logits, on_device(y)).item()
         own = logits[rows, y]
         logits[rows, y] = -math.inf
         return (logits.amax(1) - own).mean().item()

@@ -28,7 +28,7 @@ from art_wdro._bounds.tracing import graph_of
 from art_wdro._threat.norms import dual_exponent
 from art_wdro.certificates._problem import why_uncertified
 from tests import rank_worker
-from tests.conftest import NORMS, make_classifier
+from tests.conftest import NORMS, make_classifier, on_device
 from tests.test_certificates import Forward, class_pairs, dense, linear_layer, unit_box, whole
 from tests.test_ranks import ROOT, torchrun
 
@@ -429,7 +429,7 @@ def hold(model: nn.Module, shape: tuple[int, ...], kwargs: dict, norm: float, rn
         found = logits(points).detach()
         behind = found - found[:, [y[place]]]
         assert (behind <= 1e-9 * found.abs().amax(1, keepdim=True)).all()
-        rounded = torch.from_numpy(classifier.predict(points.astype(np.float32).clip(*classifier.clip_values)))
+        rounded = on_device(classifier.predict(points.astype(np.float32).clip(*classifier.clip_values)))
         assert torch.isfinite(rounded).all()
         behind = rounded - rounded[:, [y[place]]]
         assert (behind <= 1e-4 * rounded.abs().amax(1, keepdim=True)).all()
@@ -438,7 +438,7 @@ def hold(model: nn.Module, shape: tuple[int, ...], kwargs: dict, norm: float, rn
     assert 0 <= ends.lower <= ends.upper
     local = lipschitz_certificate(classifier, x, 0.1, norm, seconds=math.inf, branches=20)
     assert (local.lower <= local.upper).all()
-    points = torch.from_numpy(rng.uniform(low, high, size=(50, *shape))).requires_grad_()
+    points = on_device(rng.uniform(low, high, size=(50, *shape))).requires_grad_()
     out = logits(points)
     gradients = [torch.autograd.grad(z.sum(), points, retain_graph=True)[0].flatten(1) for z in out.unbind(1)]
     steepest = torch.linalg.vector_norm(class_pairs(3) @ torch.stack(gradients, 1), dual_exponent(norm), dim=2)
@@ -451,8 +451,8 @@ def hold(model: nn.Module, shape: tuple[int, ...], kwargs: dict, norm: float, rn
         assert found.clean <= found.bound <= min(found.by_lipschitz, found.by_radii)
         if math.isinf(p):
             found_logits = logits(rng.uniform(low, high, size=x.shape)).detach()
-            own = found_logits.gather(1, torch.from_numpy(y)[:, None])
-            margins = (found_logits - own).scatter(1, torch.from_numpy(y)[:, None], -math.inf).amax(1)
+            own = found_logits.gather(1, on_device(y)[:, None])
+            margins = (found_logits - own).scatter(1, on_device(y)[:, None], -math.inf).amax(1)
             assert margins.mean() <= found.bound + 1e-9 * found_logits.abs().max()
 
 

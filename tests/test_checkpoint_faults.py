@@ -23,7 +23,7 @@ from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.resumed import check_found, check_iterate
 from art_wdro._storage import checkpoint, claims
 from art_wdro._storage.descriptions import described, described_network
-from tests.conftest import DigitsNetwork, digits, linear_problem, make_classifier
+from tests.conftest import DigitsNetwork, digits, linear_problem, make_classifier, on_device
 from tests.test_checkpoint import ROOT, InterruptError, assert_same, interrupted_after, trainer
 
 pytestmark = pytest.mark.slow
@@ -477,7 +477,7 @@ PAIRS = {
     "constants": (lambda z, y: -z[:, 0], lambda z, y: -z[:, 1]),
     "code": (lambda z, y: z[:, 0] + z[:, 1], lambda z, y: z[:, 0] - z[:, 1]),
     "closures": (around(1.0), around(2.0)),
-    "closures over arrays": (around(torch.from_numpy(middle(1))), around(torch.from_numpy(middle(2)))),
+    "closures over arrays": (around(on_device(middle(1))), around(on_device(middle(2)))),
     "closures over functions": (around(around(1.0)), around(around(2.0))),
     "defaults": (lambda z, y, a=1: a * z[:, 0], lambda z, y, a=2: a * z[:, 0]),
     "partials": (functools.partial(Scaled.__call__, Scaled(1.0)), functools.partial(Scaled.__call__, Scaled(2.0))),

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from art_wdro import WassersteinDistributionalAttack, WassersteinKnapsack, adversarial_accuracy, knapsack_accuracy
 from art_wdro._threat.norms import sample_norms
-from tests.conftest import BUDGETS, NORMS, digits, dual, linear_problem
+from tests.conftest import BUDGETS, NORMS, digits, dual, linear_problem, on_device
 
 
 def lengths(x, adversarial, r):
-    return sample_norms(torch.from_numpy(adversarial).double() - torch.from_numpy(x).double(), r).numpy()
+    return sample_norms(on_device(adversarial).double() - on_device(x).double(), r).numpy()
 
 
 def exact_distances(problem, r):

@@ -27,7 +27,7 @@ from art_wdro import (
 from art_wdro.evaluation._attempts import Case, Pool, attempts_on
 from art_wdro.evaluation._report import Row
 from art_wdro.evaluation._sanity import check_order, check_rows
-from tests.conftest import NORMS, digits, linear_problem, make_classifier
+from tests.conftest import NORMS, digits, linear_problem, make_classifier, on_device
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_bounds_follow_their_formula(digits_classifier, norm, loss):
     eps = {1.0: 0.2, 2.0: 0.05, np.inf: 0.01}[norm]
     found = accuracy_bounds(digits_classifier, x, y, norm=norm, eps=eps, loss=loss)
     with torch.no_grad():
-        z = digits_classifier.model.eval()(torch.from_numpy(x)).double()
+        z = digits_classifier.model.eval()(on_device(x)).double()
     hit = z.argmax(1).numpy() == y
     top = z.sort(dim=1, descending=True).values
     if loss == "ce":
@@ -259,7 +259,7 @@ def test_bounds_follow_their_formula(digits_classifier, norm, loss):
     gap = missed - losses.mean()
     attack = WassersteinFGM(digits_classifier, norm=norm, eps=eps, loss=loss, verbose=False)
     with torch.no_grad():
-        z = digits_classifier.model.eval()(torch.from_numpy(attack.generate(x, y))).double()
+        z = digits_classifier.model.eval()(on_device(attack.generate(x, y))).double()
     left = z.argmax(1).numpy() == y
     top = z.sort(dim=1, descending=True).values
     after = (z.logsumexp(1) - z[range(150), y]).numpy()
@@ -284,7 +284,7 @@ def test_the_loss_after_the_step_bounds_where_it_rises_faster_than_its_slope(lin
     adversarial = WassersteinFGM(classifier, eps=0.03, loss="ce", verbose=False).generate(x, y)
     with torch.no_grad():
         clean, after = (
-            nn.functional.cross_entropy(classifier.model(torch.from_numpy(a)), torch.from_numpy(y), reduction="none")
+            nn.functional.cross_entropy(classifier.model(on_device(a)), on_device(y), reduction="none")
             for a in (x, adversarial)
         )
     missed = clean[::10].mean().item()  # one sample in ten

@@ -35,7 +35,7 @@ from art_wdro._host import classifier as host
 from art_wdro._host.doubts import disagreement
 from art_wdro._host.inputs import as_inputs
 from art_wdro._host.precision import in_precision
-from tests.conftest import digits, linear_problem, make_classifier, same, weights
+from tests.conftest import digits, linear_problem, make_classifier, on_device, same, weights
 
 ATTACKS = (WassersteinPGD, WassersteinFGM, WassersteinKnapsack, WassersteinDistributionalAttack)
 
@@ -82,7 +82,7 @@ def test_the_users_memory_stays_as_it_is(how):
     for attack in ATTACKS:
         attack(classifier, eps=0.05, verbose=False).generate(x, y)
         np.testing.assert_array_equal(x, before, err_msg=attack.__name__)
-    tensor = torch.from_numpy(x)
+    tensor = on_device(x)
     sensitivity(classifier, tensor, y)
     accuracy_bounds(classifier, tensor, y)
     DistributionalTRADESTrainer(classifier, max_iter=2, verbose=False).fit(
@@ -94,7 +94,7 @@ def test_the_users_memory_stays_as_it_is(how):
 def test_the_functions_give_the_network_a_tensor_of_its_own():
     problem = linear_problem()
     network = InPlace(problem.classifier.model, "in place")
-    x, y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
+    x, y = on_device(problem.x), on_device(problem.y)
     before = x.clone()
     functional.w_pgd(network, x, y, eps=0.05)
     functional.least_distances(network, x, y, max_iter=20)
@@ -136,10 +136,10 @@ def test_other_predictions_than_those_of_the_logits_are_told_with_both_figures()
 def test_near_ties_may_be_predicted_otherwise_of_few_samples_in_a_thousand(monkeypatch, others, told):
     classifier, x, _ = linear_problem(samples=1000)
     scores = classifier.predict(x)
-    labels = torch.from_numpy(scores.argmax(1))
+    labels = on_device(scores.argmax(1))
     scores[:others] = np.roll(scores[:others], 1, axis=1)
     monkeypatch.setattr(classifier, "predict", lambda *_, **__: scores)
-    found = disagreement(classifier, torch.from_numpy(x), labels, 128)
+    found = disagreement(classifier, on_device(x), labels, 128)
     assert (found is not None) == told
 
 
@@ -286,7 +286,7 @@ def test_networks_of_other_number_formats_are_taken(dtype):
     problem = linear_problem()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(30, 5)).to(dtype)
-    y = model(torch.from_numpy(problem.x).to(dtype)).float().argmax(1).numpy()
+    y = model(on_device(problem.x).to(dtype)).float().argmax(1).numpy()
     classifier = make_classifier(model, (30,), 5)
     attack = WassersteinKnapsack(classifier, eps=0.05, max_iter=30, verbose=False)
     assert attack.generate(problem.x, y).dtype == np.float32
@@ -366,10 +366,10 @@ def test_half_precision_holds_on_any_scale_of_the_logits(scale, precision):
 
 def test_every_sample_has_a_gradient_of_its_own_scale_in_float16():
     problem = linear_problem()
-    x, weights = torch.from_numpy(problem.x), torch.logspace(-6, 6, len(problem.x))
+    network, x, weights = problem.classifier.model, on_device(problem.x), torch.logspace(-6, 6, len(problem.x))
     gradients = []
     for precision in ("float16", "float32"):
-        function = in_precision(problem.classifier.model, precision, torch.device("cpu"))
+        function = in_precision(network, network, precision, torch.device("cpu"))
         point = x.clone().requires_grad_()
         (weights * function(point)[:, 0]).sum().backward()
         gradients.append(point.grad / weights[:, None])

@@ -8,18 +8,17 @@ import logging
 
 import numpy as np
 import pytest
-import torch
 
 import art_wdro
 from art_wdro import WassersteinKnapsack, WassersteinPGD, evaluation, functional, knapsack_accuracy, sensitivity
 from art_wdro.attacks import _knapsack, _pgd
 from art_wdro.evaluation import _first_order
-from tests.conftest import BUDGETS, NORMS, digits
+from tests.conftest import BUDGETS, NORMS, digits, on_device
 
 
 @pytest.fixture
 def problem(digits_classifier):
-    x, y = (torch.from_numpy(part[:60]) for part in digits()[1])
+    x, y = (on_device(part[:60]) for part in digits()[1])
     return digits_classifier, digits_classifier.model.eval(), x, y
 
 

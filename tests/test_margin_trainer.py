@@ -19,7 +19,7 @@ from art_wdro._solvers.boundary import boundary
 from art_wdro._threat.knapsack import knapsack
 from art_wdro._threat.norms import dual_exponent
 from art_wdro.trainers._dual import RunningThresholds, dual_accuracy, hinge_loss, slopes_of_hinges
-from tests.conftest import NORMS, ORDERS, digits, linear_problem, make_classifier, same, weights
+from tests.conftest import NORMS, ORDERS, digits, linear_problem, make_classifier, on_device, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 FIGURES = {
@@ -87,7 +87,7 @@ def test_boundary_points_of_two_classes_are_the_closed_form(r, steps, tolerance)
 
 def test_boundary_points_stay_in_the_box_and_bound_the_distance_from_above():
     problem = linear_problem()
-    x, y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
+    x, y = on_device(problem.x), on_device(problem.y)
     layer = problem.classifier.model[-1]
     expected = linear_distances(layer.weight.detach().double(), layer.bias.detach().double(), x.double(), y, math.inf)
     box = torch.tensor(0.0), torch.tensor(1.0)
@@ -215,7 +215,7 @@ def test_one_minibatch_is_the_objective():
         for weight in model.parameters():
             weight *= 2.5  # so that the largest weight holds for half of the margins
     classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
-    x, y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
+    x, y = on_device(problem.x), on_device(problem.y)
     box = torch.tensor(0.0), torch.tensor(1.0)
     found = boundary(model, x, y, math.inf, reach=1.3 * 2 * 0.05, max_iter=6, box=box)
     whole = found.distances.numpy()

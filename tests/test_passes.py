@@ -14,7 +14,7 @@ from art_wdro import WassersteinDistributionalAttack, WassersteinFGM, Wasserstei
 from art_wdro._solvers.passes import Passes, cut
 from art_wdro._storage.arrays import falling
 from art_wdro.functional import least_distances, w_pgd
-from tests.conftest import NORMS, digits
+from tests.conftest import NORMS, digits, on_device
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_network_sees_few_sizes(digits_classifier, shown, count, labelled):
 @pytest.mark.parametrize("norm", NORMS)
 def test_searches_fill_their_batches(network, norm):
     """Some samples take 45 gradients and some 300; only the last ones leave places free."""
-    x, y = (torch.from_numpy(part[:160]) for part in digits()[1])
+    x, y = (on_device(part[:160]) for part in digits()[1])
     function = Passes(network)
     found = least_distances(function, x, y, r=norm, batch_size=8)
     assert found.gradients < 280 * len(x)
@@ -60,7 +60,7 @@ def test_searches_fill_their_batches(network, norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_full_batches_change_nothing(network, norm):
-    x, y = (torch.from_numpy(part[:90]) for part in digits()[1])
+    x, y = (on_device(part[:90]) for part in digits()[1])
     together, alone = (least_distances(network, x, y, r=norm, batch_size=size) for size in (32, 90))
     torch.testing.assert_close(together.distances, alone.distances, rtol=1e-3, atol=1e-6)
     assert together.gradients == pytest.approx(alone.gradients, rel=0.02)
@@ -110,6 +110,6 @@ def test_gradients_are_counted_without_padding(digits_classifier):
 
 
 def test_an_ascent_of_few_sizes_is_the_same(network):
-    x, y = (torch.from_numpy(part[:90]) for part in digits()[1])
+    x, y = (on_device(part[:90]) for part in digits()[1])
     found = [w_pgd(network, x, y, eps=0.1, batch_size=size) for size in (64, 90)]
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)

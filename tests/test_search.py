@@ -14,7 +14,7 @@ from torch import Tensor
 
 from art_wdro import functional
 from art_wdro._solvers.margins import CERTAIN
-from tests.conftest import NORMS, digits
+from tests.conftest import NORMS, digits, on_device
 
 pytestmark = pytest.mark.slow
 
@@ -56,16 +56,14 @@ def random_networks(seed: int = 0) -> Networks:
             weight, bias = layers[number]
             if number + 1 < len(sizes):
                 before, after = sizes[number : number + 2]
-                weight[k, :after, :before] = torch.from_numpy(rng.normal(size=(after, before)) * math.sqrt(2 / before))
-                bias[k, :after] = torch.from_numpy(rng.normal(size=after) / 2)
+                weight[k, :after, :before] = on_device(rng.normal(size=(after, before)) * math.sqrt(2 / before))
+                bias[k, :after] = on_device(rng.normal(size=after) / 2)
             else:
                 weight[k] = torch.eye(UNITS)
         classes = rng.integers(2, CLASSES + 1)
         weight, bias = layers[3]
-        weight[k, :classes, : sizes[-1]] = torch.from_numpy(
-            rng.normal(size=(classes, sizes[-1])) * math.sqrt(2 / sizes[-1])
-        )
-        bias[k, :classes] = torch.from_numpy(rng.normal(size=classes) / 2)
+        weight[k, :classes, : sizes[-1]] = on_device(rng.normal(size=(classes, sizes[-1])) * math.sqrt(2 / sizes[-1]))
+        bias[k, :classes] = on_device(rng.normal(size=classes) / 2)
     return Networks(layers, dims)
 
 
@@ -103,7 +101,7 @@ def problem() -> Problem:
     x = torch.zeros(NETWORKS, POINTS, 3)
     mask = torch.zeros(NETWORKS, POINTS, 3, dtype=torch.bool)
     for k, dim in enumerate(networks.dims):
-        x[k, :, :dim] = torch.from_numpy(rng.uniform(size=(POINTS, dim)))
+        x[k, :, :dim] = on_device(rng.uniform(size=(POINTS, dim)))
         x[k, :, 2], mask[k, :, :dim] = APART * k, True
     x, mask = x.flatten(0, 1), mask.flatten(0, 1)
     labels = networks(x).argmax(1)
@@ -150,7 +148,7 @@ def test_no_sample_depends_on_its_batch_nor_on_chance(r):
 def test_more_gradients_never_give_a_longer_distance(r, digits_classifier):
     given = problem()
     model = digits_classifier.model.eval()
-    x, y = (torch.from_numpy(part[:20]) for part in digits()[1])
+    x, y = (on_device(part[:20]) for part in digits()[1])
     cases = [lambda n: search(given, r, max_iter=n), lambda n: functional.least_distances(model, x, y, r=r, max_iter=n)]
     for case in cases:
         before = torch.tensor(torch.inf)

@@ -21,7 +21,7 @@ from torch.optim import lr_scheduler
 from art_wdro import DistributionalTRADESTrainer, WassersteinPGD, adversarial_accuracy, reinitialise_last_layer
 from art_wdro.trainers._trades import AlgorithmOne
 from art_wdro.trainers._upsilon import batch_budget
-from tests.conftest import DigitsNetwork, digits, linear_problem, make_classifier, same, weights
+from tests.conftest import DigitsNetwork, digits, linear_problem, make_classifier, on_device, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 POINTWISE = pytest.warns(UserWarning, match="pointwise TRADES with it; leave attack out for the distributional method")
@@ -73,8 +73,8 @@ def test_one_minibatch_is_algorithm_1():
     classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
     attack = WassersteinPGD(classifier, eps=0.05, eps_step=0.05 / 4, max_iter=4, verbose=False)
     attack._keeps_best = lambda: False
-    adversarial = torch.from_numpy(attack.generate(problem.x, problem.y))
-    x, y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
+    adversarial = on_device(attack.generate(problem.x, problem.y))
+    x, y = on_device(problem.x), on_device(problem.y)
     expected = copy.deepcopy(model)
     clean, attacked = expected(x), expected(adversarial)
     soft = clean.softmax(1)
@@ -303,7 +303,7 @@ class Opaque(DataGenerator):
 
 
 def loader() -> PyTorchDataGenerator:
-    data = torch.utils.data.TensorDataset(torch.from_numpy(X[:64]), torch.from_numpy(np.eye(10)[Y[:64]]))
+    data = torch.utils.data.TensorDataset(on_device(X[:64]), on_device(np.eye(10)[Y[:64]]))
     return PyTorchDataGenerator(torch.utils.data.DataLoader(data, batch_size=32), size=64, batch_size=32)
 
 
@@ -396,8 +396,8 @@ def test_preprocessing_and_the_classifiers_own_cross_entropy(digits_classifier):
     fine_tuning.fit(X[:64], Y[:64], nb_epochs=1)
     model.dropout.p = 0.0
     model.train()
-    logits = model(torch.from_numpy((X[:64] - 0.5) / 0.5))
-    expected = nn.functional.cross_entropy(logits, torch.from_numpy(Y[:64]), label_smoothing=0.2)
+    logits = model(on_device((X[:64] - 0.5) / 0.5))
+    expected = nn.functional.cross_entropy(logits, on_device(Y[:64]), label_smoothing=0.2)
     assert fine_tuning.history[0]["clean_loss"] == pytest.approx(expected.item(), rel=0.1)
     assert smoothed.loss.reduction == "sum"
 

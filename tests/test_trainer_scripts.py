@@ -33,7 +33,7 @@ from art_wdro import (
 from art_wdro._host import inputs
 from art_wdro.trainers import _minibatches
 from art_wdro.trainers._minibatches import Shuffled
-from tests.conftest import DigitsNetwork, digits, make_classifier, same, weights
+from tests.conftest import DigitsNetwork, digits, make_classifier, on_device, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 TRAINERS = [DistributionalTRADESTrainer, WassersteinMarginTrainer]
@@ -287,7 +287,7 @@ def generated(samples: int, batch_size: int, **settings: Any) -> NumpyDataGenera
 
 
 def loaded(samples: int, batch_size: int) -> PyTorchDataGenerator:
-    data = torch.utils.data.TensorDataset(torch.from_numpy(X[:samples]), torch.from_numpy(np.eye(10)[Y[:samples]]))
+    data = torch.utils.data.TensorDataset(on_device(X[:samples]), on_device(np.eye(10)[Y[:samples]]))
     return PyTorchDataGenerator(torch.utils.data.DataLoader(data, batch_size=batch_size), samples, batch_size)
 
 

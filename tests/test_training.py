@@ -19,7 +19,7 @@ from art_wdro.trainers._modes import set_training_mode
 from art_wdro.trainers._trades import AlgorithmOne
 from art_wdro.trainers._update import Updates
 from art_wdro.trainers._upsilon import RunningUpsilon, batch_budget
-from tests.conftest import linear_problem, make_classifier, same
+from tests.conftest import linear_problem, make_classifier, on_device, same
 
 
 def scalars(*values: float) -> torch.Tensor:
@@ -101,7 +101,7 @@ def trainable(clip_values=(0.0, 1.0)) -> tuple[torch.Tensor, torch.Tensor, PyTor
     problem = linear_problem()
     optimiser = torch.optim.SGD(problem.classifier.model.parameters(), lr=0.1)
     classifier = make_classifier(problem.classifier.model, (30,), 5, optimizer=optimiser, clip_values=clip_values)
-    return torch.from_numpy(problem.x), torch.from_numpy(problem.y), classifier
+    return on_device(problem.x), on_device(problem.y), classifier
 
 
 class Returned:

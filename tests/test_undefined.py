@@ -21,7 +21,7 @@ from art_wdro import (
 )
 from art_wdro._solvers.boundary import boundary
 from art_wdro.evaluation._attempts import Attempt, Case, Outcome, Pool
-from tests.conftest import NORMS, linear_problem, make_classifier
+from tests.conftest import NORMS, linear_problem, make_classifier, on_device
 
 ROOTS = torch.tensor([[2.0], [4.0], [9.0], [16.0], [25.0], [10.0**4], [1.5]])
 LABELS = torch.zeros(len(ROOTS), dtype=torch.int64)
@@ -75,7 +75,7 @@ def test_the_boundary_in_training_beside_nan(r):
 def test_attacks_in_balls_beside_nan():
     classifier = make_classifier(Root(), (1,), 2, clip_values=None)
     attack = WassersteinDistributionalAttack(classifier, eps=30.0, verbose=False)
-    points = torch.from_numpy(attack.generate(ROOTS[:5], LABELS[:5]))
+    points = on_device(attack.generate(ROOTS[:5], LABELS[:5]))
     assert (root(points).argmax(1)[~root(points).isnan().any(1)] == 1).all()
     assert (~root(points).isnan().any(1)).sum() >= 4
 

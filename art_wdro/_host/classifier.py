@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from art_wdro._host.outputs import logits_in, number_format
-from art_wdro._host.precision import in_precision
+from art_wdro._host.precision import in_precision, with_cast_weights
 from art_wdro._host.preprocessing import preprocessing
 from art_wdro._host.smoothing import is_smoothed
 from art_wdro._storage.arrays import Rows, parts
@@ -90,19 +90,25 @@ def logits_of(
     """
     preprocess, own_format = preprocessing(classifier, training), number_format(network(classifier))
     already = is_compiled(network(classifier))
-    # ART's wrapper returns the outputs of all layers of an nn.Sequential; the logits are the last
-    outputs = compiled_network(classifier) if compiled and not already else lambda x: classifier._model(x)[-1]
+    compiles = compiled and not already
     compiled |= already
 
-    def function(x: Tensor) -> Tensor:
-        prepared = preprocess(x).to(own_format)
-        if prepared.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
-            prepared = prepared.clone()
-        with _quietly(compiled):
-            output = outputs(prepared)
-        return logits_in(output, len(x), classifier.nb_classes).to(torch.promote_types(x.dtype, torch.float32))
+    def of(outputs: Callable[[Tensor], Any]) -> LogitsOf:
+        def function(x: Tensor) -> Tensor:
+            prepared = preprocess(x).to(own_format)
+            if prepared.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+                prepared = prepared.clone()
+            with _quietly(compiled):
+                output = outputs(prepared)
+            return logits_in(output, len(x), classifier.nb_classes).to(torch.promote_types(x.dtype, torch.float32))
 
-    found = in_precision(function, precision, classifier.device)
+        return function
+
+    # ART's wrapper returns the outputs of all layers of an nn.Sequential; the logits are the last
+    function = half = of(compiled_network(classifier) if compiles else lambda x: classifier._model(x)[-1])
+    if not (training or compiled) and (cast := with_cast_weights(classifier._model, precision)) is not None:
+        half = of(lambda x: cast(x)[-1])
+    found = in_precision(function, half, precision, classifier.device)
     found.owns_input = True  # type: ignore[attr-defined]
     found.differentiable_once = compiled  # type: ignore[attr-defined]
     return found
