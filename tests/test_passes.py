@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from art_wdro import WassersteinDistributionalAttack, WassersteinFGM, WassersteinKnapsack, WassersteinPGD
 from art_wdro._solvers.passes import Passes, cut
@@ -113,3 +114,45 @@ def test_an_ascent_of_few_sizes_is_the_same(network):
     x, y = (on_device(part[:90]) for part in digits()[1])
     found = [w_pgd(network, x, y, eps=0.1, batch_size=size) for size in (64, 90)]
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+
+
+class Operators(TorchDispatchMode):
+    """Notes the operators that run outside of the network, views apart, one list between two passes each."""
+
+    READ_BACKS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.between, self._inside = [[]], False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        is_view = any(alias.alias_info and not alias.alias_info.is_write for alias in function._schema.arguments)
+        if not (self._inside or is_view):
+            self.between[-1].append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+    def watched(self, network):
+        """The network, whose own operators do not count."""
+
+        def logits_of(x):
+            self._inside = True
+            logits = network(x)
+            self._inside = False
+            self.between.append([])
+            return logits
+
+        return logits_of
+
+
+@pytest.mark.parametrize(("batch_size", "keep_best", "most"), [(8, True, 25), (64, False, 45), (64, True, 72)])
+def test_few_operators_run_between_two_passes(batch_size, keep_best, most):
+    """In batches of an eighth of the data, and in one; backward passes of a linear network take two."""
+    network = torch.nn.Linear(30, 5).requires_grad_(False)
+    x = torch.rand(64, 30)
+    labels = network(x).argmax(1)
+    with Operators() as operators:
+        function = operators.watched(network)
+        w_pgd(function, x, labels, eps=0.1, steps=4, loss="ce", batch_size=batch_size, keep_best=keep_best)
+    passes = operators.between[1:-1]
+    assert sum(map(len, passes)) / len(passes) <= most
+    assert not {name for names in passes for name in names} & {*Operators.READ_BACKS}

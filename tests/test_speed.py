@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,13 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from art_wdro import DistributionalTRADESTrainer, WassersteinFGM, WassersteinPGD
+from art_wdro import (
+    DistributionalTRADESTrainer,
+    WassersteinDistributionalAttack,
+    WassersteinFGM,
+    WassersteinKnapsack,
+    WassersteinPGD,
+)
 from art_wdro._solvers.ascent import ascend, step_lengths
 from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.objective import Objective
@@ -79,6 +86,58 @@ def test_a_compiled_network_is_not_compiled_for_every_batch_size(digits_classifi
         np.testing.assert_allclose(adversarial, expected, atol=1e-5)
     # with and without gradient, each for one size and for any size; the smallest size may have one of its own
     assert graphs.frame_count <= 6
+
+
+ATTACKS = {
+    "W-PGD": (WassersteinPGD, {"max_iter": 5}),
+    "W-FGSM": (WassersteinFGM, {"lengths": "least"}),
+    "knapsack": (WassersteinKnapsack, {"max_iter": 60}),
+    "split mass": (WassersteinDistributionalAttack, {"max_iter": 5}),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_compile_gives_the_same(digits_classifier, monkeypatch, name):
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **how: compiler(model, backend=graphs, dynamic=how["dynamic"]))
+    x, y = (part[:90] for part in digits()[1])
+    kind, setting = ATTACKS[name]
+    attacks = [
+        kind(digits_classifier, eps=0.1, batch_size=32, verbose=False, compile=c, **setting) for c in (False, True)
+    ]
+    expected, found = (attack.generate(x, y) for attack in attacks)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert attacks[0].gradients_ == pytest.approx(attacks[1].gradients_, rel=0.02)
+    assert 1 <= graphs.frame_count <= 10  # with and without gradient, for each size
+    assert not hasattr(digits_classifier.model, "_orig_mod")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+@pytest.mark.parametrize("compiled_before", [False, True])
+def test_torchs_own_compiler_gives_the_same(digits_classifier, compiled_before):
+    x, y = (part[:40] for part in digits()[1])
+    model = torch.compile(digits_classifier.model) if compiled_before else digits_classifier.model
+    classifier = make_classifier(model, (1, 8, 8), 10)
+    for kind, setting in ATTACKS.values():
+        settings = {"eps": 0.1, "batch_size": 32, "verbose": False, **setting}
+        expected = kind(digits_classifier, **settings).generate(x, y)
+        found = kind(classifier, compile=not compiled_before, **settings).generate(x, y)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_network_that_torch_cannot_compile_is_said_in_one_sentence(linear, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("no such operator")
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiler(model, backend=failing))
+    attack = WassersteinPGD(linear.classifier, max_iter=2, verbose=False, compile=True)
+    with pytest.raises(ValueError, match=r"compile is True, and torch cannot compile the network \(.*no such operator"):
+        attack.generate(linear.x, linear.y)
+    with pytest.raises(TypeError, match="compile"):
+        WassersteinPGD(linear.classifier, compile="yes")
 
 
 def test_channels_last_changes_nothing(digits_classifier):

@@ -32,6 +32,8 @@ from art_wdro._host.smoothing import is_smoothed
 from art_wdro._storage.arrays import Rows, parts
 from art_wdro._storage.descriptions import StandIn, described, described_network
 
+GRAPHS = 64
+"""Graphs that torch's compiler may make of one network before it gives up in silence."""
 LogitsOf = Callable[[Tensor], Tensor]
 """Maps raw inputs (N, ...) to logits (N, K), differentiably."""
 
@@ -119,6 +121,9 @@ def compiled_network(classifier: PyTorchClassifier) -> Callable[[Tensor], Any]:
 
     :raises ValueError: From the function, if torch cannot compile it.
     """
+    from torch._dynamo import config  # which takes a second to import
+
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     graphs = classifier.device.type == "cuda"
     model = torch.compile(network(classifier), dynamic=False, mode="reduce-overhead" if graphs else None)
 
@@ -126,11 +131,12 @@ def compiled_network(classifier: PyTorchClassifier) -> Callable[[Tensor], Any]:
         if graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
-            output = model(x)
+            with config.patch({limit: GRAPHS}):
+                output = model(x)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            text = " ".join(str(error).split())
+            text = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())
             raise ValueError(
                 f"compile is True, and torch cannot compile the network ({type(error).__name__}: {text[:300]}); "
                 "allowed for it is compile=False"

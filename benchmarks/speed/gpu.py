@@ -34,7 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, WassersteinPGD
 from art_wdro._reproduction.machine import machine
+from art_wdro._solvers.passes import Passes
 from art_wdro._storage.files import write_text
+from art_wdro.functional import least_distances
 from art_wdro.trainers._consistency import kl_consistency
 from art_wdro.trainers._minibatches import Shuffled
 from art_wdro.trainers._update import Updates
@@ -133,7 +135,16 @@ class Bench:
         )
         bare = self._args.steps * len(self.x) / min(times["bare"])
         ours = attack.gradients_ * len(self.x) / min(times["search"])
-        return {"gradients a sample": attack.gradients_, "gradients a second": ours, "of the bare loop's": ours / bare}
+        function = Passes(self.classifier.model.eval())
+        x, y = (torch.from_numpy(part).to(self.device) for part in (self.x, self.y))
+        least_distances(function, x, y, max_iter=self._args.search, batch_size=self._args.batch_size)
+        fill = sum(rows * times for rows, times in function.counts.items()) / function.counts.total()
+        return {
+            "gradients a sample": attack.gradients_,
+            "gradients a second": ours,
+            "of the bare loop's": ours / bare,
+            "fill of the passes": fill / self._args.batch_size,
+        }
 
     def tuned(self) -> dict[str, Any]:
         """Time W-PGD and a search with `cudnn.benchmark` as multiples of the times without."""
