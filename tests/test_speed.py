@@ -136,7 +136,7 @@ def test_a_network_that_torch_cannot_compile_is_said_in_one_sentence(linear, mon
     attack = WassersteinPGD(linear.classifier, max_iter=2, verbose=False, compile=True)
     with pytest.raises(ValueError, match=r"compile is True, and torch cannot compile the network \(.*no such operator"):
         attack.generate(linear.x, linear.y)
-    with pytest.raises(ValueError, match="compile is .yes."):
+    with pytest.raises(ValueError, match=r"compile is .yes."):
         WassersteinPGD(linear.classifier, compile="yes")
 
 

@@ -39,9 +39,13 @@ CLASSES = 9
 FEW_CLASSES = 2
 """Those of them that are compared before the first run."""
 PATIENCE = 2
-"""Runs from elsewhere without a gain after which a sample leaves."""
+"""Runs from elsewhere without a gain after which a sample leaves, at least."""
+GRADIENTS_A_RUN = 150
+"""So many gradients allowed a sample let one more such run be without a gain, where that is more."""
 RUNS_BEFORE = 2
 """Of those runs that come before a third class is searched."""
+AFAR = 0.5
+"""By how much steps are shorter from a start elsewhere, which may be near a border or not."""
 GAIN = 1e-3
 """Relative gain below which a run has brought nothing."""
 OTHERS = 1
@@ -131,6 +135,7 @@ class _Newton(Search[NewtonRuns]):
         others, count = max(0, self.classes - 1), len(self.data)
         self._columns = min(CLASSES, others)
         self._few = min(FEW_CLASSES, others, max_iter) if others > 1 else 0
+        self._patience = max(PATIENCE, max_iter // GRADIENTS_A_RUN)
         self._further = further_runs(self._columns, max_iter)
         costs = [self._few + FIRST_RUN, self._columns + SECOND_RUN, *(run.steps for run in self._further)]
         self._costs = torch.tensor(costs)
@@ -163,7 +168,7 @@ class _Newton(Search[NewtonRuns]):
         else:
             steps, column, start = self._further[number - FURTHER]
             if column is None:
-                runs.set_out(number, steps, None, self._elsewhere(runs, start), NEAR)
+                runs.set_out(number, steps, None, self._elsewhere(runs, start), AFAR)
             else:
                 runs.set_out(number, steps, self._noted("classes", runs)[:, column] if column else None)
         return runs
@@ -222,7 +227,7 @@ class _Newton(Search[NewtonRuns]):
         following = torch.where((number == FIRST) & (left > self._columns), SECOND, ENDED)
         for next_one, (steps, column, _) in enumerate(self._further, FURTHER):
             if column is None:
-                wanted = idle < PATIENCE
+                wanted = idle < self._patience
             else:
                 wanted = estimates[:, column] < WORTHWHILE * radius if column else leads
             wanted &= (number >= SECOND) & (number < next_one) & (left >= steps) & (following == ENDED)

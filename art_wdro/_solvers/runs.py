@@ -20,9 +20,14 @@ FIRST_STEP, LAST_STEP = 1.0, 0.01
 """Length of a step in radii of the ball, falling along a cosine."""
 FIRST_CHANGE, LAST_CHANGE = 0.05, 0.001
 """Least relative change of the radius in a step, falling along a cosine."""
+FIRST_SHRINKING, LAST_SHRINKING = 0.5, 0.15
+"""Most by which a radius shrinks in a step, relative to it, falling along a cosine.
+
+Where gradients mislead, the first radius is far too long; slow shrinking then takes more steps than there are.
+"""
 INERTIA = 0.25
 NEAR = 0.1
-"""By how much steps are shorter from a start that is thought to be near a border."""
+"""By how much steps are shorter from a point that was found before, and is near a border."""
 RANDOM_NUMBERS = 1024
 """Random numbers for one start: the fewer coordinates, the more points, since in many coordinates they hit nothing."""
 BESIDE = 2.0
@@ -37,8 +42,7 @@ class NewtonRuns(Runs):
     """
 
     on_host = (*Runs.on_host, "number", "step", "steps", "last")
-    shrink = FIRST_CHANGE, FIRST_CHANGE
-    """Most by which a radius shrinks in a step, relative to it, falling along a cosine."""
+    shrink = FIRST_SHRINKING, LAST_SHRINKING
 
     def __post_init__(self) -> None:
         super().__post_init__()
