@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: MIT
+"""A training that is killed at any moment, or asked to end, goes on to the same weights, bit for bit, in every mode."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from art.data_generators import NumpyDataGenerator
+
+from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
+from art_wdro.trainers._run import Run
+from art_wdro.trainers._update import Updates
+from tests import resume_worker
+from tests.conftest import digits, same, weights
+from tests.resume_worker import EPOCHS, MODES, SAMPLES, SIZE
+from tests.test_checkpoint import assert_same
+
+(X, Y), _ = digits()
+BATCHES = SAMPLES // SIZE
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([resume_worker.__name__, "torch._dynamo"])
+
+
+class InterruptError(Exception):
+    pass
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int, instead: Any) -> None:
+    """Let something happen in place of an update, once there were so many."""
+    left, update = after, Updates.__call__
+
+    def counted(updates: Updates, *args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            instead()
+        return update(updates, *args)
+
+    monkeypatch.setattr(Updates, "__call__", counted)
+
+
+def fail() -> None:
+    raise InterruptError
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_goes_on_inside_of_an_epoch_with_the_same_bits(mode, tmp_path, monkeypatch):
+    """Interrupted twice, in the first epoch and in the last one; no minibatch is trained on again."""
+    expected = resume_worker.run(mode, tmp_path / "whole.ckpt", None)
+    file, trained = tmp_path / "run.ckpt", []
+    train = Run.train
+    monkeypatch.setattr(
+        Run, "train", lambda run, number, after: train(run, number, lambda: (trained.append(0), after()))
+    )
+    for after in (3, BATCHES * (EPOCHS - 1) - 2):
+        with monkeypatch.context() as patch:
+            interrupt(patch, after, fail)
+            with pytest.raises(InterruptError):
+                resume_worker.run(mode, file)
+    found = resume_worker.run(mode, file)
+    assert_same(found, expected)
+    assert len(trained) == EPOCHS * BATCHES
+
+
+def test_a_checkpoint_changes_nothing(tmp_path):
+    for mode in ("recipe", "generator", "loader"):
+        assert_same(resume_worker.run(mode, tmp_path / f"{mode}.ckpt"), resume_worker.run(mode, None))
+
+
+def exit_code(*arguments: object) -> int | None:
+    process = PROCESSES.Process(target=resume_worker.main, args=arguments, daemon=True)
+    process.start()
+    process.join(timeout=200)
+    return process.exitcode
+
+
+def killed(mode: str, tmp_path: Path, kills: int, longest: float, epochs: int) -> int:
+    """Kill a run at random moments, let it go on each time, and compare what comes out; return how often it was."""
+    moments, file, result = random.Random(mode), tmp_path / "run.ckpt", tmp_path / "result.pt"
+    count = 0
+    while count < kills and exit_code(mode, file, result, moments.uniform(0, longest), epochs) == -signal.SIGKILL:
+        assert not result.exists()
+        count += 1
+    if not result.exists():
+        assert exit_code(mode, file, result, None, epochs) == 0
+    expected = resume_worker.run(mode, tmp_path / "whole.ckpt", None, epochs)
+    assert_same(torch.load(result, weights_only=True), expected)
+    return count
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    assert killed("recipe", tmp_path, 2, 0.4, EPOCHS) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_that_is_killed_twenty_times_ends_with_the_same_bits(tmp_path, mode):
+    assert killed(mode, tmp_path, 20, 0.6, 30) >= 10
+
+
+# --- SIGTERM ------------------------------------------------------------------------------------------------------
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("after", [0, 3, BATCHES, EPOCHS * BATCHES - 1])
+@pytest.mark.parametrize("mode", ["plain", "margin recipe"])
+def test_a_run_that_is_asked_to_end_finishes_its_minibatch(tmp_path, monkeypatch, capsys, mode, after):
+    expected = resume_worker.run(mode, tmp_path / "whole.ckpt", None)
+    file, before = tmp_path / "run.ckpt", signal.getsignal(signal.SIGTERM)
+    trained, update = [], Updates.__call__
+    monkeypatch.setattr(Updates, "__call__", lambda *args: trained.append(update(*args)) or trained[-1])
+    with monkeypatch.context() as patch:
+        interrupt(patch, after, terminate)
+        with pytest.raises(SystemExit) as ended:
+            resume_worker.run(mode, file, None)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (
+        f"asked to end: the run is saved in '{file}', and the same call goes on from there" in capsys.readouterr().err
+    )
+    assert len(trained) == after + 1
+    assert_same(resume_worker.run(mode, file, None), expected)
+    assert len(trained) == EPOCHS * BATCHES
+
+
+def test_a_handler_that_was_there_is_called(tmp_path, monkeypatch):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with monkeypatch.context() as patch:
+            interrupt(patch, 1, terminate)
+            with pytest.raises(SystemExit):
+                resume_worker.run("plain", tmp_path / "run.ckpt")
+        assert heard == [signal.SIGTERM]
+        resume_worker.run("plain", None)  # without a checkpoint the signal is the user's
+        terminate()
+        assert len(heard) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_that_comes_when_all_is_done_is_passed_on(tmp_path, monkeypatch):
+    heard, leave = [], Run.leave_weights
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    random_state = Run.set_random_state
+    try:
+        first = resume_worker.run("plain", tmp_path / "run.ckpt")
+        # nothing is left to train, so that no minibatch can notice
+        monkeypatch.setattr(Run, "set_random_state", lambda run: (terminate(), random_state(run))[1])
+        assert_same(resume_worker.run("plain", tmp_path / "run.ckpt"), first)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert Run.leave_weights is leave
+
+
+def test_a_thread_of_its_own_trains_and_hears_of_no_signals(tmp_path):
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(resume_worker.run("plain", tmp_path / "run.ckpt")))
+    thread.start()
+    thread.join()
+    assert_same(found[0], resume_worker.run("plain", None))
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [DistributionalTRADESTrainer, WassersteinMarginTrainer])
+@pytest.mark.parametrize(
+    ("minutes", "error", "message"),
+    [
+        (-1, ValueError, "checkpoint_minutes is -1; allowed is a number >= 0"),
+        ("often", TypeError, "checkpoint_minutes is 'often'; allowed is a number >= 0"),
+        (5, ValueError, "checkpoint_minutes is 5 without a checkpoint; allowed is None, or a checkpoint with it"),
+    ],
+)
+def test_minutes_are_a_number_and_want_a_checkpoint(digits_classifier, kind, minutes, error, message, tmp_path):
+    checkpoint = None if minutes == 5 else tmp_path / "run.ckpt"
+    settings = {"nb_epochs": 1, "checkpoint": checkpoint, "checkpoint_minutes": minutes}
+    start = weights(digits_classifier)
+    for call, data in (("fit", (X[:64], Y[:64])), ("fit_generator", (NumpyDataGenerator(X[:64], Y[:64], 32),))):
+        with pytest.raises(error, match=message):
+            getattr(kind(digits_classifier, verbose=False), call)(*data, **settings)
+    assert same(start, weights(digits_classifier))
+
+
+def test_few_minutes_save_often_and_many_do_not(digits_classifier, tmp_path, monkeypatch):
+    saved, save = [], Run.save
+    monkeypatch.setattr(Run, "save", lambda run, checkpoint: (saved.append(run.minibatches), save(run, checkpoint)))
+    for minutes, expected in ((0, [1, 2, 3, 0]), (60, [0]), (None, [0])):
+        saved.clear()
+        trainer = DistributionalTRADESTrainer(digits_classifier, max_iter=1, seed=0, verbose=False)
+        file = tmp_path / f"{minutes}.ckpt"
+        trainer.fit(X[:96], Y[:96], None, 32, 1, checkpoint=file, checkpoint_minutes=minutes)
+        assert saved == expected
+
+
+def test_a_generator_that_is_another_one_is_refused(digits_classifier, tmp_path):
+    def fitted(samples: slice, epochs: int) -> None:
+        generator = NumpyDataGenerator(X[samples], Y[samples], batch_size=32)
+        trainer = DistributionalTRADESTrainer(digits_classifier, max_iter=1, seed=0, verbose=False)
+        trainer.fit_generator(generator, epochs, checkpoint=tmp_path / "run.ckpt")
+
+    fitted(slice(0, 64), 1)
+    with pytest.raises(ValueError, match="the generator's first batch is not the one that the run began with"):
+        fitted(slice(1, 65), 2)
+
+
+def test_a_generator_that_ends_is_told(digits_classifier):
+    class Ending(NumpyDataGenerator):
+        def get_batch(self):
+            raise StopIteration
+
+    trainer = DistributionalTRADESTrainer(digits_classifier, max_iter=1, verbose=False)
+    with pytest.raises(ValueError, match="generator ends after 0 batches; needed is one that begins anew"):
+        trainer.fit_generator(Ending(X[:64], Y[:64], 32), 1)
