@@ -40,9 +40,13 @@ from art_wdro.trainers._plan import OnEpoch, Plan
 from art_wdro.trainers._replicas import synchronised_norms
 from art_wdro.trainers._run import Method, Run, check_ranks
 from art_wdro.trainers._schedule import check_length
+from art_wdro.trainers._summary import summarised
 from art_wdro.trainers._transforms import Augment, Augmented, check_augment
 from art_wdro.trainers._update import Updates
 from art_wdro.trainers._validation import check_validation, validation_accuracies
+
+SHOWN = ("verbose", "summary_writer")
+"""Parameters that do not change what a run computes."""
 
 
 class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
@@ -220,7 +224,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
                 minibatches = Augmented(self._classifier, minibatches, plan.augment)
         self.history, self.best_epoch, self.final_state = [], None, None
         updates = Updates(self._classifier, self._common)
-        run = Run(self._classifier, minibatches, self._method(updates, minibatches), plan, updates.average)
+        method = self._method(updates, minibatches)
+        run = Run(self._classifier, minibatches, method, plan, updates.average)
         # what describes a run reads all of its data, so only who compares runs asks for it
         compared = plan.file is not None or shards() is not None
         settings = {**self._settings(), **run.identity(validation)} if compared else {}
@@ -232,22 +237,34 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             if saved is not None:
                 run.restore(saved)
             self.history, self.best_epoch = run.history, run.best_epoch
-            pauses = Pauses(plan, None if saving is None else lambda: run.save(saving))
-            with pauses.listening(), self._training(updates), self._bar(run, minibatches) as bar:
-                run.set_random_state()
-                for number in range(len(run.history), plan.nb_epochs):
-                    is_best = self._train_epoch(run, number, validation, pauses, bar)
-                    if saving is not None:
-                        run.save(saving)
-                    if plan.on_epoch is not None and is_first():
-                        with apart(), run.averaged():
-                            plan.on_epoch(run.history[-1], is_best)
-                    everywhere(None)
-                    pauses.after_epoch()
+            self._go_on(run, updates, validation, saving)
         if plan.nb_epochs > 0:
             self.final_state = run.weights()
             self.best_epoch = plan.nb_epochs - 1 if run.best is None else run.best_epoch
         run.leave_weights()
+
+    def _go_on(self, run: Run, updates: Updates, validation: Batch | None, saving: Checkpoint | None) -> None:
+        """Train the epochs that are left."""
+        pauses = Pauses(run.plan, None if saving is None else lambda: run.save(saving))
+        name, silent = type(self).__name__, not (self._common.verbose and is_first())
+        writer = self._common.summary_writer if is_first() else False
+        with (
+            pauses.listening(),
+            summarised(writer) as run.summary,
+            self._training(updates),
+            run.bar(name, silent) as bar,
+        ):
+            run.set_random_state()
+            for number in range(len(run.history), run.plan.nb_epochs):
+                bar.set_description(f"{name}, epoch {number + 1} of {run.plan.nb_epochs}", refresh=False)
+                is_best = self._train_epoch(run, number, validation, pauses, bar)
+                if saving is not None:
+                    run.save(saving)
+                if run.plan.on_epoch is not None and is_first():
+                    with apart(), run.averaged():
+                        run.plan.on_epoch(run.history[-1], is_best)
+                everywhere(None)
+                pauses.after_epoch()
 
     def _train_epoch(self, run: Run, number: int, validation: Batch | None, pauses: Pauses, bar: tqdm[Any]) -> bool:
         """Train and validate one epoch, show what came out, and tell whether it is the best one yet."""
@@ -284,14 +301,6 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         ):
             yield
 
-    def _bar(self, run: Run, minibatches: Minibatches) -> tqdm[Any]:
-        """Return the progress bar of a run, one tick a minibatch."""
-        count = len(minibatches)
-        silent = not (self._common.verbose and is_first())
-        total = run.plan.nb_epochs * count or None
-        done = len(run.history) * count + run.minibatches
-        return tqdm(total=total, initial=done, desc=type(self).__name__, disable=silent)
-
     def _validate(self, data: Batch | None) -> dict[str, float | None]:
         common = self._common
         threat = {"p": common.p, "norm": common.norm, "eps": common.eps}
@@ -300,7 +309,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that two runs must share to be the same, as plain values."""
         described = host.described_parts(self._classifier, {"class": type(self), "attack": self._attack})
-        common = {name: value for name, value in vars(self._common).items() if name != "verbose"}
+        common = {name: value for name, value in vars(self._common).items() if name not in SHOWN}
         return {**described, "beta": self._beta, **common}
 
     def _refuse_unknown(self, function: str, kwargs: dict[str, Any]) -> None:

@@ -7,13 +7,14 @@ import abc
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from art_wdro._host import classifier as host
 from art_wdro._ranks import everywhere, is_first, rank, ranks, require_same, together
@@ -25,6 +26,7 @@ from art_wdro.trainers._plan import Plan
 from art_wdro.trainers._random import random_state, set_random_state
 from art_wdro.trainers._schedule import Schedule
 from art_wdro.trainers._state import Progress, State
+from art_wdro.trainers._summary import Summary
 from art_wdro.trainers._update import Figures
 
 log = logging.getLogger("art_wdro")
@@ -40,6 +42,10 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def finish_epoch(self) -> dict[str, Any]:
         """Return the figures of an epoch that are no means over its samples, and None for means it may lack."""
+
+    @abc.abstractmethod
+    def watched(self) -> Mapping[str, Tensor | float]:
+        """Return figures of the last minibatch that are no means over its samples, which a summary shows."""
 
     @abc.abstractmethod
     def learnt(self) -> dict[str, Any]:
@@ -67,6 +73,8 @@ class Run:
         self._network, self._optimiser = host.network(classifier), host.optimiser(classifier)
         self._random: list[dict[str, Any]] | None = None
         self._progress: Progress | None = None
+        self._steps = 0
+        self.summary: Summary | None = None
         self.history: list[dict[str, Any]] = []
         self.best_epoch: int | None = None
         self.best: dict[str, Any] | None = None
@@ -75,6 +83,12 @@ class Run:
     def minibatches(self) -> int:
         """Minibatches done of the epoch that is not."""
         return 0 if self._progress is None else self._progress.batches
+
+    def bar(self, name: str, silent: bool) -> tqdm[Any]:
+        """Return a progress bar of a name, one tick a minibatch, from where the run stands."""
+        each = len(self._minibatches)
+        done = len(self.history) * each + self.minibatches
+        return tqdm(total=self.plan.nb_epochs * each or None, initial=done, desc=name, disable=silent)
 
     def identity(self, validation: Batch | None) -> dict[str, Any]:
         """Return what a checkpoint must have been made with for this run to go on from it."""
@@ -114,6 +128,12 @@ class Run:
             with host.hint_at_memory("batch_size", len(x)):
                 figures = self._method.step(x, y, f"epoch {number}, batch {progress.batches}")
             progress.add(figures, len(x))
+            if self.summary is not None:
+                rate = self._optimiser.param_groups[0]["lr"]
+                self.summary.minibatch(
+                    self._steps, {"learning_rate": rate, **self._method.watched(), **(figures or {})}
+                )
+            self._steps += 1
             self._schedule.after_minibatch(figures is not None)
             moment = time.perf_counter()
             progress.seconds, started = progress.seconds + moment - started, moment
@@ -145,6 +165,8 @@ class Run:
         self._schedule.after_epoch(record)
         if is_best:
             self.best_epoch, self.best = record["epoch"], self.weights()
+        if self.summary is not None:
+            self.summary.epoch(record)
         log.info("%s", {name: figure for name, figure in record.items() if figure is not None})
         return is_best
 
@@ -193,9 +215,10 @@ class Run:
             self._set(*before, schedule)
             raise ValueError(f"checkpoint does not fit this run ({error}); give another path") from error
         self.history, self.best_epoch, self.best = saved.history, saved.best_epoch, saved.best
-        self._random = saved.random
+        self._random, self._steps = saved.random, saved.steps
         if saved.progress is not None:
             self._progress = Progress(**saved.progress[rank()]).to(self._classifier.device)
+        log.info("the run goes on after %d epochs and %d minibatches", len(self.history), self.minibatches)
 
     def set_random_state(self) -> None:
         """Put back this rank's random states, if the run goes on from a checkpoint."""
@@ -212,6 +235,7 @@ class Run:
             random=everywhere(random_state(self._classifier.device)),
             learnt=self._method.learnt(),
             progress=None if self._progress is None else everywhere(vars(self._progress.to("cpu"))),
+            steps=self._steps,
             history=self.history,
             best_epoch=self.best_epoch,
             best=self.best,
