@@ -174,7 +174,6 @@ def train_recipe(
         scheduler_step="batch",
         augment=augment,
         checkpoint=checkpoint,
-        checkpoint_minutes=None if checkpoint is None else 0,
     )
     found = {name: value.numpy() for name, value in model.state_dict().items()}
     found |= {f"final {name}": value.numpy() for name, value in trainer.final_state.items()}
@@ -182,7 +181,7 @@ def train_recipe(
 
 
 def train_recipes(batch_size: int, folder: Path) -> dict[str, np.ndarray]:
-    """Fine-tune by recipes: over a data set, with random augmentation, and gone on with inside of an epoch."""
+    """Fine-tune by recipes: over a data set, with random augmentation, and ended and gone on with."""
     found = train_recipe(batch_size)
     found |= {f"set {name}": value for name, value in train_recipe(batch_size, as_set=True).items()}
     margins = train_recipe(batch_size, WassersteinMarginTrainer)
@@ -194,13 +193,14 @@ def train_recipes(batch_size: int, folder: Path) -> dict[str, np.ndarray]:
     def counted(updates: Updates, *given):
         nonlocal left
         left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
+        if left == 0 and dist.get_rank() == 1:  # one rank hears of it, and all end
+            os.kill(os.getpid(), signal.SIGTERM)
         return update(updates, *given)
 
     Updates.__call__ = counted
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(SystemExit):
         train_recipe(batch_size, **random, checkpoint=str(folder / "recipe.ckpt"))
+    found["left"] = np.array(left)
     Updates.__call__ = update
     resumed = train_recipe(batch_size, **random, checkpoint=str(folder / "recipe.ckpt"))
     return found | {f"resumed {name}": value for name, value in resumed.items()}

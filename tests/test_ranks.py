@@ -115,6 +115,7 @@ def test_a_recipe_over_ranks_equals_that_alone(job):
             np.testing.assert_allclose(part[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
         for name, value in found[0].items():
             np.testing.assert_array_equal(part[name], value, err_msg=name)
+        assert part["left"] == 0  # it ended after the minibatch that the signal met
         for name, value in part.items():
             if name.startswith("random "):
                 np.testing.assert_array_equal(part[name.replace("random", "resumed", 1)], value, err_msg=name)

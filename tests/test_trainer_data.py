@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from art.data_generators import NumpyDataGenerator
+from art.data_generators import NumpyDataGenerator, PyTorchDataGenerator
 from art.defences.preprocessor import LabelSmoothing
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 from torchvision.transforms import v2
@@ -371,6 +371,9 @@ def test_a_checkpoint_of_other_data_or_another_augmentation_is_refused(digits_cl
     kept = DataLoader(Noisy(), batch_size=32, num_workers=1, persistent_workers=True)
     with pytest.raises(ValueError, match="x is a DataLoader with persistent_workers=True, whose random states no chec"):
         trainer(DistributionalTRADESTrainer, digits_classifier).fit(kept, **given)
+    generator, settings = PyTorchDataGenerator(kept, 64, 32), {"nb_epochs": 1, "checkpoint": tmp_path / "other.ckpt"}
+    with pytest.raises(ValueError, match="generator's iterator is a DataLoader with persistent_workers=True"):
+        trainer(DistributionalTRADESTrainer, digits_classifier).fit_generator(generator, **settings)
 
 
 @both

@@ -19,6 +19,7 @@ from art_wdro._host.inputs import as_inputs, as_labels
 from art_wdro._storage.digests import fingerprint
 from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_single_sample
+from art_wdro.trainers._loaded import refuse_lasting_workers
 from art_wdro.trainers._minibatches import Batch, Minibatches, Shuffled, leaves_one, loader_leaves_one
 from art_wdro.trainers._random import Stream
 
@@ -90,7 +91,12 @@ class Generated(Minibatches):
         return host.example(self._classifier), ONE_GENERATED
 
     def identity(self) -> list[Any]:
-        """Describe the generator in plain values."""
+        """Describe the generator in plain values.
+
+        :raises ValueError: If workers keep random states from one epoch to the next.
+        """
+        if isinstance(self._generator, PyTorchDataGenerator):
+            refuse_lasting_workers("generator's iterator", self._generator.iterator)
         return [type(self._generator).__name__, self._generator.size, self._generator.batch_size]
 
     def state(self) -> dict[str, Any] | None:

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from art_wdro._host.inputs import as_inputs, as_labels, parts_of
-from art_wdro._ranks import agreed, mine, ranks
+from art_wdro._ranks import mine, ranks
 from art_wdro._storage.digests import fingerprint
 from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_single_sample
-from art_wdro.trainers._minibatches import FEW, Batch, Minibatches, Order, leaves_one, loader_leaves_one
+from art_wdro.trainers._minibatches import FEW, Batch, Minibatches, Order, loader_leaves_one
 from art_wdro.trainers._random import Stream
 
 ONE_LOADED = "x has a minibatch of 1; give another batch_size, or drop_last=True"
@@ -47,12 +47,12 @@ class Loaded(Minibatches):
         :param augmentation: Changes every batch.
         :param batch_size: Samples of a minibatch on each rank, where a `Dataset` is given.
         :param drop_last: Leave out a last minibatch that is smaller, where a `Dataset` is given.
-        :param seed: Seed of orders and transforms; the first rank's counts.
+        :param seed: Seed of orders and transforms, the same on all ranks.
         :raises TypeError: If items are no pairs.
         :raises ValueError: If it can be read once alone, has no samples, or they do not fit the classifier.
         """
         self._classifier, self._augmentation = classifier, augmentation
-        self._seed, self._number = agreed(seed), -1
+        self._seed, self._number = seed, -1
         self._each, size = batch_size, batch_size * ranks()
         whole = data.dataset if isinstance(data, DataLoader) else data
         self._set = None if isinstance(whole, IterableDataset) else whole
@@ -112,13 +112,13 @@ class Loaded(Minibatches):
 
     def single(self) -> tuple[Tensor, str] | None:
         """Return an input, (1, ...), and a remedy, if a minibatch is known to be one sample."""
-        if self._augmentation or ranks() > 1:
+        if self._augmentation:
             return None
         if self._loader is None:
-            last = self._starts[-1] + self._each <= len(self._set)  # type: ignore[arg-type]
-            one = leaves_one(len(self._set), self._each, last)  # type: ignore[arg-type]
+            last = min(len(self._set) - self._starts[-1], self._each * ranks())  # type: ignore[arg-type]
+            one = last // ranks() == 1
         else:
-            one = loader_leaves_one(self._loader)
+            one = ranks() == 1 and loader_leaves_one(self._loader)
         return (self._few[:1], ONE_LOADED) if one else None
 
     def identity(self) -> list[Any]:
@@ -126,11 +126,8 @@ class Loaded(Minibatches):
 
         :raises ValueError: If workers keep random states from one epoch to the next.
         """
-        if self._loader is not None and self._loader.persistent_workers:
-            raise ValueError(
-                "x is a DataLoader with persistent_workers=True, whose random states no checkpoint holds; allowed with "
-                "one, or over ranks, is persistent_workers=False"
-            )
+        if self._loader is not None:
+            refuse_lasting_workers("x", self._loader)
         size = self._each if self._loader is None else self._loader.batch_size
         return [type(self._set).__name__, len(self), size, self._digest]
 
@@ -243,6 +240,18 @@ def with_labels(data: Dataset[Any] | DataLoader[Any], labels: Callable[[int], Te
             "labels"
         )
     return Labelled(data, labels(len(data)))  # type: ignore[arg-type]
+
+
+def refuse_lasting_workers(name: str, loader: DataLoader[Any]) -> None:
+    """Refuse a loader whose workers keep their random states from one epoch to the next, where runs are compared.
+
+    :raises ValueError: If it is one.
+    """
+    if loader.persistent_workers:
+        raise ValueError(
+            f"{name} is a DataLoader with persistent_workers=True, whose random states no checkpoint holds; allowed "
+            "with one, or over ranks, is persistent_workers=False"
+        )
 
 
 def _refuse_one_reading(data: Any) -> None:

@@ -71,10 +71,10 @@ class Order:
         """Begin.
 
         :param samples: Number of samples.
-        :param seed: Seed of all orders; the first rank's counts.
+        :param seed: Seed of all orders, the same on all ranks.
         """
         self._samples = samples
-        self._generator = torch.Generator().manual_seed(agreed(seed))
+        self._generator = torch.Generator().manual_seed(seed)
         self._begun = self._generator.get_state()
 
     def epoch(self, goes_on: bool) -> Tensor:
@@ -116,7 +116,7 @@ class Shuffled(Minibatches):
         """
         self._x, self._y = Rows(x, x.device), y
         self._size = batch_size * ranks()
-        self._order = Order(len(x), seed)
+        self._order = Order(len(x), agreed(seed))
         if drop_last and len(x) < self._size:
             raise ValueError(
                 f"batch_size is {batch_size} with drop_last; allowed is at most the {len(x)} samples, over all ranks"
