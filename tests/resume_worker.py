@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer, shift_and_flip
+from art_wdro.trainers._update import Updates
 from tests.conftest import DigitsNetwork, digits, make_classifier
 
 (X, Y), (X_TEST, Y_TEST) = digits()
@@ -86,9 +87,23 @@ def run(mode: str, checkpoint: Path | None, minutes: float | None = 0.0, epochs:
     return state | {"history": history, "best": trainer.best_epoch}
 
 
-def main(mode: str, checkpoint: Path, result: Path, seconds: float | None = None, epochs: int = EPOCHS) -> None:
-    """Run with a checkpoint, and save what comes out, unless so many seconds pass first: then nothing can be done."""
-    if seconds is not None:
-        threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+def die_after(updates: int, seconds: float) -> None:
+    """Let this process be killed so many updates and seconds on: nothing can be done about it then."""
+    left, update = updates, Updates.__call__
+
+    def counted(own: Updates, *given: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == -1:
+            threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        return update(own, *given)
+
+    Updates.__call__ = counted
+
+
+def main(mode: str, checkpoint: Path, result: Path, epochs: int, death: tuple[int, float] | None = None) -> None:
+    """Run with a checkpoint, and save what comes out, unless death comes first."""
+    if death is not None:
+        die_after(*death)
     torch.save(run(mode, checkpoint, epochs=epochs), result)
-    os._exit(0)  # the timer must not count any more
+    os._exit(0)  # a timer must not count any more
