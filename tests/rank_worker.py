@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from art.defences.preprocessor import Mixup
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from art_wdro import (
     DistributionalTRADESTrainer,
@@ -155,7 +155,7 @@ def flipped(x: torch.Tensor) -> torch.Tensor:
 
 
 def train_recipe(
-    batch_size: int, kind=DistributionalTRADESTrainer, augment=flipped, checkpoint: str | None = None, as_set=False
+    batch_size: int, kind=DistributionalTRADESTrainer, augment=flipped, checkpoint: str | None = None, source="arrays"
 ) -> dict[str, np.ndarray]:
     """Fine-tune with all that a recipe adds."""
     torch.manual_seed(0)
@@ -166,8 +166,10 @@ def train_recipe(
     trainer = kind(classifier, eps=0.05, max_iter=3, seed=3, verbose=False, **settings)
     x, y = (part[:103] for part in digits()[0])
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, total_steps=10, cycle_momentum=False)
+    pairs = TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+    data = {"arrays": (x, y), "set": (pairs,), "loader": (DataLoader(pairs, 24, shuffle=True),)}
     trainer.fit(
-        *((TensorDataset(torch.from_numpy(x), torch.from_numpy(y)),) if as_set else (x, y)),
+        *data[source],
         batch_size=batch_size,
         nb_epochs=2,
         scheduler=cycle,
@@ -183,10 +185,11 @@ def train_recipe(
 def train_recipes(batch_size: int, folder: Path) -> dict[str, np.ndarray]:
     """Fine-tune by recipes: over a data set, with random augmentation, and ended and gone on with."""
     found = train_recipe(batch_size)
-    found |= {f"set {name}": value for name, value in train_recipe(batch_size, as_set=True).items()}
+    for source in ("set", "loader"):
+        found |= {f"{source} {name}": value for name, value in train_recipe(batch_size, source=source).items()}
     margins = train_recipe(batch_size, WassersteinMarginTrainer)
     found |= {f"margin {name}": value for name, value in margins.items()}
-    random = {"augment": shift_and_flip(1), "as_set": True}
+    random = {"augment": shift_and_flip(1), "source": "loader"}
     found |= {f"random {name}": value for name, value in train_recipe(batch_size, **random).items()}
     update, left = Updates.__call__, 7
 

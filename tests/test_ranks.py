@@ -107,7 +107,9 @@ def test_a_recipe_over_ranks_equals_that_alone(job):
     """Averaged and perturbed weights, a cycle by minibatch, augmentation; random ones agree over the ranks."""
     found = job(2)["recipe"]
     expected = rank_worker.train_recipe(24)
-    expected |= {f"set {name}": value for name, value in rank_worker.train_recipe(24, as_set=True).items()}
+    for source in ("set", "loader"):
+        read = rank_worker.train_recipe(24, source=source)
+        expected |= {f"{source} {name}": value for name, value in read.items()}
     margins = rank_worker.train_recipe(24, rank_worker.WassersteinMarginTrainer)
     expected |= {f"margin {name}": value for name, value in margins.items()}
     for part in found:

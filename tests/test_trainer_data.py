@@ -353,6 +353,12 @@ def test_data_that_cannot_train_are_told_before_training(digits_classifier, kind
     assert same(start, weights(digits_classifier))
 
 
+def test_a_generator_of_data_that_can_be_read_once_is_told(digits_classifier):
+    generator = PyTorchDataGenerator(DataLoader(Once(), batch_size=32), 64, 32)
+    with pytest.raises(ValueError, match="generator's data set is a Once that can be read once; needed is one whose"):
+        trainer(DistributionalTRADESTrainer, digits_classifier).fit_generator(generator, nb_epochs=1)
+
+
 def test_data_that_end_are_told_when_they_do(digits_classifier):
     # a look at the class, a look before training, and the first epoch
     with pytest.raises(ValueError, match="x yields no batches in epoch 1; needed is data that can be read again"):

@@ -203,6 +203,19 @@ def test_few_minutes_save_often_and_many_do_not(digits_classifier, tmp_path, mon
         assert saved == expected
 
 
+def test_an_epoch_that_was_begun_counts(digits_classifier, tmp_path, monkeypatch):
+    """Fewer epochs than the checkpoint has begun would leave the weights of half an epoch."""
+    given = {"batch_size": 32, "checkpoint": tmp_path / "run.ckpt", "checkpoint_minutes": 0}
+    interrupt(monkeypatch, 4, fail)
+    trainer = DistributionalTRADESTrainer(digits_classifier, max_iter=1, seed=0, verbose=False)
+    with pytest.raises(InterruptError):
+        trainer.fit(X[:96], Y[:96], nb_epochs=3, **given)
+    start = weights(digits_classifier)
+    with pytest.raises(ValueError, match="nb_epochs is 1; allowed is at least the checkpoint's 2"):
+        trainer.fit(X[:96], Y[:96], nb_epochs=1, **given)
+    assert same(start, weights(digits_classifier))
+
+
 def test_a_generator_that_is_another_one_is_refused(digits_classifier, tmp_path):
     def fitted(samples: slice, epochs: int) -> None:
         generator = NumpyDataGenerator(X[samples], Y[samples], batch_size=32)

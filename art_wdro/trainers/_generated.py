@@ -19,7 +19,7 @@ from art_wdro._host.inputs import as_inputs, as_labels
 from art_wdro._storage.digests import fingerprint
 from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_single_sample
-from art_wdro.trainers._loaded import refuse_lasting_workers
+from art_wdro.trainers._loaded import refuse_lasting_workers, refuse_one_reading
 from art_wdro.trainers._minibatches import Batch, Minibatches, Shuffled, leaves_one, loader_leaves_one
 from art_wdro.trainers._random import Stream
 
@@ -45,7 +45,10 @@ class Generated(Minibatches):
         :param seed: Seed of fresh samples, which a `NumpyDataGenerator` allows.
         :param augmentation: Changes every batch.
         :param resumable: Let the generator draw from random states of its own, so that its batches can be drawn again.
+        :raises ValueError: If it is known to end.
         """
+        if isinstance(generator, PyTorchDataGenerator):
+            refuse_one_reading("generator's data set", generator.iterator.dataset)
         self._classifier, self._generator, self._augmentation = classifier, generator, augmentation
         self._stream = Stream(classifier.device) if resumable else None
         self._start = None if self._stream is None else self._stream.state

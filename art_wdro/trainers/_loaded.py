@@ -56,7 +56,7 @@ class Loaded(Minibatches):
         self._each, size = batch_size, batch_size * ranks()
         whole = data.dataset if isinstance(data, DataLoader) else data
         self._set = None if isinstance(whole, IterableDataset) else whole
-        _refuse_one_reading(whole)
+        refuse_one_reading("x", whole)
         self._loader = data if isinstance(data, DataLoader) else None
         if self._loader is None and self._set is None:
             self._loader = DataLoader(whole, batch_size=size, drop_last=drop_last)
@@ -92,7 +92,10 @@ class Loaded(Minibatches):
         loader, stream = self._reader(done > 0), self._stream(self._number)
         number = 0
         for number, (x, y) in enumerate(self._read(loader, stream), 1):
-            if number > done and len(x) > 0:
+            if number <= done:
+                continue
+            x, y = self._own(x, y)
+            if len(x) > 0:
                 yield self._encoded(x, y)
         if number == 0:
             raise ValueError(f"x yields no batches in epoch {self._number}; needed is data that can be read again")
@@ -171,10 +174,15 @@ class Loaded(Minibatches):
             parts = parts_of(batch)
             if len(parts) != 2:
                 raise TypeError("x yields inputs without labels; needed are pairs of inputs and labels")
-            if loader is self._loader and ranks() > 1:
-                rows = mine(torch.arange(len(parts[0])))
-                parts = [part[rows] if len(parts[0]) >= ranks() else part[:0] for part in parts]
             yield parts[0], parts[1]
+
+    def _own(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Return this rank's part of what was read: of a loader's batch, which every rank reads whole, some rows."""
+        if self._loader is None or ranks() == 1:
+            return x, y
+        # a minibatch must have a sample for every rank
+        rows = mine(torch.arange(len(x) if len(x) >= ranks() else 0))
+        return x[rows], y[rows]
 
     def _encoded(self, x: Any, y: Any) -> Batch:
         """Check a batch, and let preprocessors for fitting change it."""
@@ -254,15 +262,15 @@ def refuse_lasting_workers(name: str, loader: DataLoader[Any]) -> None:
         )
 
 
-def _refuse_one_reading(data: Any) -> None:
+def refuse_one_reading(name: str, data: Any) -> None:
     """Refuse a stream of samples that is used up by the first epoch.
 
     :raises ValueError: If it is one.
     """
     if isinstance(data, IterableDataset) and iter(data) is iter(data):
         raise ValueError(
-            f"x is a {type(data).__name__} that can be read once; needed is one whose __iter__ begins anew, for every "
-            "epoch"
+            f"{name} is a {type(data).__name__} that can be read once; needed is one whose __iter__ begins anew, for "
+            "every epoch"
         )
 
 

@@ -201,8 +201,9 @@ class Run:
         :raises ValueError: If it does not fit.
         """
         saved, nb_epochs = State.of(content), self.plan.nb_epochs
-        if len(saved.history) > nb_epochs:
-            raise ValueError(f"nb_epochs is {nb_epochs}; allowed is at least the checkpoint's {len(saved.history)}")
+        begun = len(saved.history) + (saved.progress is not None)
+        if begun > nb_epochs:
+            raise ValueError(f"nb_epochs is {nb_epochs}; allowed is at least the checkpoint's {begun}")
         before = self.weights(), copy.deepcopy(self._optimiser.state_dict())
         schedule = copy.deepcopy(self._schedule.state())
         try:
