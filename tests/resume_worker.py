@@ -60,11 +60,13 @@ MODES: dict[str, dict[str, Any]] = {
     },
 }
 """What differs between the runs: the constructor's arguments, those of `fit`, and where the data come from."""
+WORKERS = {"workers": {"data": lambda: DataLoader(Noisy(), batch_size=SIZE, shuffle=True, num_workers=2)}}
+"""A run whose images are read by processes of their own."""
 
 
 def run(mode: str, checkpoint: Path | None, minutes: float | None = 0.0, epochs: int = EPOCHS) -> dict[str, Any]:
     """Train a network with batch norm and dropout, and return all that came out."""
-    told = MODES[mode]
+    told = (MODES | WORKERS)[mode]
     torch.set_num_threads(1)
     torch.manual_seed(0)
     np.random.seed(0)

@@ -7,7 +7,10 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,12 @@ from art.data_generators import NumpyDataGenerator
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
 from art_wdro.trainers._run import Run
+from art_wdro.trainers._state import Progress
 from art_wdro.trainers._update import Updates
 from tests import resume_worker
 from tests.conftest import digits, same, weights
 from tests.resume_worker import EPOCHS, MODES, SAMPLES, SIZE
-from tests.test_checkpoint import assert_same
+from tests.test_checkpoint import ROOT, assert_same
 
 (X, Y), _ = digits()
 BATCHES = SAMPLES // SIZE
@@ -55,11 +59,8 @@ def fail() -> None:
 def test_a_run_goes_on_inside_of_an_epoch_with_the_same_bits(mode, tmp_path, monkeypatch):
     """Interrupted twice, in the first epoch and in the last one; no minibatch is trained on again."""
     expected = resume_worker.run(mode, tmp_path / "whole.ckpt", None)
-    file, trained = tmp_path / "run.ckpt", []
-    train = Run.train
-    monkeypatch.setattr(
-        Run, "train", lambda run, number, after: train(run, number, lambda: (trained.append(0), after()))
-    )
+    file, trained, add = tmp_path / "run.ckpt", [], Progress.add
+    monkeypatch.setattr(Progress, "add", lambda *given: (trained.append(0), add(*given)))
     for after in (3, BATCHES * (EPOCHS - 1) - 2):
         with monkeypatch.context() as patch:
             interrupt(patch, after, fail)
@@ -129,6 +130,37 @@ def test_a_run_that_is_asked_to_end_finishes_its_minibatch(tmp_path, monkeypatch
     assert len(trained) == after + 1
     assert_same(resume_worker.run(mode, file, None), expected)
     assert len(trained) == EPOCHS * BATCHES
+
+
+GROUP = """
+import pathlib, sys
+from tests import resume_worker
+resume_worker.main("workers", pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), 12)
+"""
+    "import sys, pathlib; from tests import resume_worker as w; w.main('workers', *map(pathlib.Path, sys.argv[1:]), 30)"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.0, 0.1])
+def test_processes_that_read_data_are_asked_to_end_as_well(tmp_path, wait):
+    """As a cluster does it, to all processes of a job at once: torch raises when one of them dies."""
+    file, result = tmp_path / "run.ckpt", tmp_path / "result.pt"
+    command = [sys.executable, "-c", GROUP, str(file), str(result)]
+    settings = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, **settings)
+    deadline = time.monotonic() + 120
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(wait)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "asked to end: the run is saved in" in said
+    assert not result.exists()
+    subprocess.run(command, cwd=ROOT, check=True, timeout=200)
+    expected = resume_worker.run("workers", tmp_path / "whole.ckpt", None, 12)
+    assert_same(torch.load(result, weights_only=True), expected)
 
 
 def test_a_handler_that_was_there_is_called(tmp_path, monkeypatch):

@@ -268,12 +268,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
 
     def _train_epoch(self, run: Run, number: int, validation: Batch | None, pauses: Pauses, bar: tqdm[Any]) -> bool:
         """Train and validate one epoch, show what came out, and tell whether it is the best one yet."""
-
-        def after_minibatch() -> None:
-            bar.update()
-            pauses.after_minibatch()
-
-        record = run.train(number, after_minibatch)
+        record = run.train(number, pauses, bar)
         with run.averaged():
             record |= self._validate(validation)
             is_best = run.finish(record)

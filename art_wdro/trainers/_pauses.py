@@ -10,14 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 
-from art_wdro._ranks import is_first, total
+from art_wdro._ranks import is_first, shards, total
 from art_wdro.trainers._plan import Plan
 
 EXIT_CODE = 128 + int(signal.SIGTERM)
 """What a shell says of a process that ended by SIGTERM."""
+
+CHILD = getattr(signal, "SIGCHLD", None)
+"""The signal that a process of this one's own has ended, where there is one."""
 
 
 class Terminated(SystemExit):
@@ -39,6 +43,7 @@ class Pauses:
         self._plan, self._save = plan, save
         self._saved = time.monotonic()
         self._asked = False
+        self._of_children: Any = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -64,6 +69,8 @@ class Pauses:
             raise
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+            if CHILD is not None and self._of_children is not None:
+                signal.signal(CHILD, self._of_children)
         if self._asked:  # it came when all was done
             signal.raise_signal(signal.SIGTERM)
 
@@ -75,6 +82,14 @@ class Pauses:
             assert self._save is not None
             self._save()
             self.after_epoch()
+
+    def after_failure(self) -> None:
+        """Save the run and end, if that was asked for, where no minibatch could be read.
+
+        The processes that read it may have been asked with this one. Over ranks the others wait elsewhere.
+        """
+        if self._asked and shards() is None:
+            self.after_minibatch()
 
     def after_epoch(self) -> None:
         """Note that the run was saved, and end if that was asked for."""
@@ -88,3 +103,6 @@ class Pauses:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        # processes that read data may have been asked with this one, and torch raises when they end: not while it saves
+        if CHILD is not None:
+            self._of_children = signal.signal(CHILD, signal.SIG_DFL)

@@ -7,7 +7,7 @@ import abc
 import copy
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._storage.digests import fingerprint
 from art_wdro.trainers._average import Average
 from art_wdro.trainers._minibatches import Batch, Minibatches
+from art_wdro.trainers._pauses import Pauses
 from art_wdro.trainers._plan import Plan
 from art_wdro.trainers._random import random_state, set_random_state
 from art_wdro.trainers._schedule import Schedule
@@ -112,18 +113,19 @@ class Run:
             "ranks": ranks(),
         }
 
-    def train(self, number: int, after: Callable[[], object]) -> dict[str, Any]:
+    def train(self, number: int, pauses: Pauses, bar: tqdm[Any]) -> dict[str, Any]:
         """Train one epoch, or what is left of it, and return the means of its figures over all samples of all ranks.
 
         :param number: Which epoch, for errors.
-        :param after: Called after each minibatch.
+        :param pauses: May save the run, or end it, after each minibatch.
+        :param bar: Moves on by one with each.
         :raises FloatingPointError: If every minibatch was skipped.
         """
         device = self._classifier.device
         if self._progress is None:
             self._progress = Progress(float(self._optimiser.param_groups[0]["lr"]))
         progress, started = self._progress, time.perf_counter()
-        for x, y in self._minibatches.epoch(progress.batches):
+        for x, y in self._read(progress.batches, pauses):
             x, y = (part.to(device, non_blocking=True) for part in (x, y))
             with host.hint_at_memory("batch_size", len(x)):
                 figures = self._method.step(x, y, f"epoch {number}, batch {progress.batches}")
@@ -137,7 +139,8 @@ class Run:
             self._schedule.after_minibatch(figures is not None)
             moment = time.perf_counter()
             progress.seconds, started = progress.seconds + moment - started, moment
-            after()
+            bar.update()
+            pauses.after_minibatch()
         if progress.samples == 0:
             raise FloatingPointError(f"no batch of epoch {number} has a finite loss and gradient")
         self._progress = None
@@ -149,6 +152,19 @@ class Run:
             "learning_rate": progress.rate,
             "seconds": progress.seconds,
         }
+
+    def _read(self, done: int, pauses: Pauses) -> Iterator[Batch]:
+        """Yield the minibatches of an epoch that are left; where one cannot be read, the run is between two of them."""
+        batches = self._minibatches.epoch(done)
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError:
+                pauses.after_failure()
+                raise
+            if batch is None:
+                return
+            yield batch
 
     def averaged(self) -> AbstractContextManager[None]:
         """Put the average in the network's place, if there is one."""
