@@ -6,6 +6,7 @@ torchrun --nproc-per-node N rank_worker.py FOLDER CASE...
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import signal
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from art.defences.preprocessor import Mixup
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from art_wdro import (
     DistributionalTRADESTrainer,
@@ -32,8 +34,10 @@ from art_wdro import (
     loss_certificate,
     sensitivity,
     sharded,
+    shift_and_flip,
     wasserstein_distance,
 )
+from art_wdro.trainers._update import Updates
 from tests.conftest import BUDGETS, Problem, digits, linear_problem, make_classifier
 
 THREATS = [(p, r) for p in (1.5, 2.0, np.inf) for r in (1.0, 2.0, np.inf)]
@@ -146,6 +150,65 @@ def train(
     return found | {"history": np.array([[record[name] for name in names] for record in trainer.history])}
 
 
+def flipped(x: torch.Tensor) -> torch.Tensor:
+    return x.flip(3)
+
+
+def train_recipe(
+    batch_size: int, kind=DistributionalTRADESTrainer, augment=flipped, checkpoint: str | None = None, source="arrays"
+) -> dict[str, np.ndarray]:
+    """Fine-tune with all that a recipe adds."""
+    torch.manual_seed(0)
+    model = Smooth()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    classifier = make_classifier(model, (1, 8, 8), 10, optimizer=optimiser)
+    settings = {"ema": 0.8, "weight_perturbation": 0.01, "max_grad_norm": 1.0}
+    trainer = kind(classifier, eps=0.05, max_iter=3, seed=3, verbose=False, **settings)
+    x, y = (part[:103] for part in digits()[0])
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, total_steps=10, cycle_momentum=False)
+    pairs = TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+    data = {"arrays": (x, y), "set": (pairs,), "loader": (DataLoader(pairs, 24, shuffle=True),)}
+    trainer.fit(
+        *data[source],
+        batch_size=batch_size,
+        nb_epochs=2,
+        scheduler=cycle,
+        scheduler_step="batch",
+        augment=augment,
+        checkpoint=checkpoint,
+    )
+    found = {name: value.numpy() for name, value in model.state_dict().items()}
+    found |= {f"final {name}": value.numpy() for name, value in trainer.final_state.items()}
+    return found | {"history": np.array([record["loss"] for record in trainer.history])}
+
+
+def train_recipes(batch_size: int, folder: Path) -> dict[str, np.ndarray]:
+    """Fine-tune by recipes: over a data set, with random augmentation, and ended and gone on with."""
+    found = train_recipe(batch_size)
+    for source in ("set", "loader"):
+        found |= {f"{source} {name}": value for name, value in train_recipe(batch_size, source=source).items()}
+    margins = train_recipe(batch_size, WassersteinMarginTrainer)
+    found |= {f"margin {name}": value for name, value in margins.items()}
+    random = {"augment": shift_and_flip(1), "source": "loader"}
+    found |= {f"random {name}": value for name, value in train_recipe(batch_size, **random).items()}
+    update, left = Updates.__call__, 7
+
+    def counted(updates: Updates, *given):
+        nonlocal left
+        left -= 1
+        if left == 0 and dist.get_rank() == 1:  # one rank hears of it, and all end
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(updates, *given)
+
+    Updates.__call__ = counted
+    with contextlib.suppress(SystemExit):
+        train_recipe(batch_size, **random, checkpoint=str(folder / "recipe.ckpt"))
+    found["left"] = np.array(left)
+    Updates.__call__ = update
+    resumed = train_recipe(batch_size, **random, checkpoint=str(folder / "recipe.ckpt"))
+    return found | {f"resumed {name}": value for name, value in resumed.items()}
+
+
 def refused(problem: Problem, mine: slice, batch_size: int) -> dict[str, np.ndarray]:
     """Give one rank what it must refuse, and all ranks what they must agree on; then go on together."""
     rank = dist.get_rank()
@@ -180,6 +243,8 @@ def run(case: str, folder: Path) -> dict[str, np.ndarray]:
             found = train(batch_size, "streaming")
             found |= {f"resampled {name}": value for name, value in train(batch_size, "resample").items()}
             return found | {f"margin {name}": value for name, value in train_margins(batch_size).items()}
+        if case == "recipe":
+            return train_recipes(batch_size, folder)
         if case == "weighted":
             settings = {"weight": torch.arange(1.0, 11.0), "upsilon": "streaming"}
             found = train(batch_size, **settings)

@@ -184,6 +184,50 @@ def test_finetune_goes_on_from_a_checkpoint(folder, capsys):
     assert "was made with eps" in capsys.readouterr().err
 
 
+def test_finetune_by_a_recipe(folder, capsys):
+    """Every option of a recipe changes what comes out, and a run goes on from its checkpoint with all of them."""
+    command = ["finetune", *MODELS[2], "--data", "digits.npz", "--validation", "30", "--batch-size", "32"]
+    command += ["--max-iter", "2", "--epochs", "2", "--eps", "0.05", "--learning-rate", "0.05"]
+    options = ["--augment shift-and-flip", "--schedule one-cycle", "--schedule cosine", "--ema 0.9"]
+    options += ["--weight-perturbation 0.02", "--max-grad-norm 0.1", "--update-precision bfloat16"]
+    found = {}
+    for number, option in enumerate(["", *options]):
+        main([*command, *option.split(), "--out", f"{number}.pth"])
+        found[option] = torch.load(f"{number}.pth", weights_only=True)["head.weight"]
+    assert len({weight.numpy().tobytes() for weight in found.values()}) == len(found)
+    recipe = [*command, *" ".join([*options[:2], *options[3:]]).split(), "--logdir", "logs", "--json", "t.json"]
+    main([*recipe, "--out", "whole.pth"])
+    for _ in range(2):  # the second one only reads
+        main([*recipe, "--out", "again.pth", "--checkpoint", "run.ckpt", "--checkpoint-minutes", "0"])
+    whole, again = (torch.load(f"{name}.pth", weights_only=True) for name in ("whole", "again"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    told = json.loads(Path("t.json").read_text())
+    assert (told["augment"], told["schedule"], told["ema"]) == ("shift-and-flip", "one-cycle", "0.9")
+    assert len(list(Path("logs").glob("events*"))) == 3
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--out", "no.pth", "--ema", "1"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "art-wdro: ema is 1.0; allowed is a number >= 0 and < 1\n"
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_run(folder):
+    command = [sys.executable, "-m", "art_wdro", "finetune", *MODELS[2], "--data", "digits.npz", "--out", "tuned.pth"]
+    command += ["--epochs", "100000", "--batch-size", "32", "--max-iter", "2", "--validation", "20"]
+    command += ["--checkpoint", "run.ckpt"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not Path("run.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "asked to end: the run is saved in 'run.ckpt', and the same call goes on from there" in stderr
+    assert "Traceback" not in stderr
+
+
 @pytest.mark.slow
 def test_interrupt_leaves_what_was_finished(folder):
     command = [sys.executable, "-m", "art_wdro", "finetune", *MODELS[2], "--data", "digits.npz", "--out", "tuned.pth"]

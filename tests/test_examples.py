@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import runpy
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from art_wdro.trainers._update import Updates
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # a whole minibatch and half of one
@@ -108,3 +112,55 @@ def test_drop_in_differs_in_two_lines():
         "trainer = AdversarialTrainerTRADESPyTorch",
         "trainer = DistributionalTRADESTrainer",
     ]
+
+
+@pytest.fixture
+def cifar10(monkeypatch, tmp_path):
+    """The recipe's main function, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return runpy.run_path(str(EXAMPLES / "cifar10.py"))["main"]
+
+
+@pytest.mark.slow
+def test_a_recipe_from_scratch(cifar10, capsys, tmp_path, monkeypatch):
+    """It learns, leaves weights and a report, and goes on where it was stopped, to the same weights."""
+    update, updates = Updates.__call__, []
+
+    def counted(*given):
+        if len(updates) == 20:
+            raise KeyboardInterrupt
+        updates.append(update(*given))
+        return updates[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Updates, "__call__", counted)
+        with pytest.raises(KeyboardInterrupt):
+            cifar10(["--quick", "--device", "cpu", "--out", "run", "--checkpoint-minutes", "0"])
+    monkeypatch.setattr(Updates, "__call__", lambda *given: updates.append(given) or update(*given))
+    cifar10(["--quick", "--device", "cpu", "--out", "run", "--summary"])
+    assert len(updates) == 30  # two epochs of 15 minibatches
+    out = capsys.readouterr().out
+    assert "1800 training, 200 validation and 100 test images, distributional" in out
+    clean = json.loads((tmp_path / "run/report.json").read_text())["attacks"][0]
+    assert clean["accuracy"] > 0.5
+    assert list((tmp_path / "run/logs").glob("events*"))
+    cifar10(["--quick", "--device", "cpu", "--out", "whole"])
+    resumed, whole = (torch.load(tmp_path / name / "weights.pth", weights_only=True) for name in ("run", "whole"))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["trades", "margin"])
+def test_a_recipe_on_ones_own_images(cifar10, capsys, tmp_path, method):
+    for name, count in (("train", 260), ("test", 40)):
+        x, y = images(count, 32, 32, 3)
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y)
+    cifar10(["--quick", "--data", ".", "--device", "cpu", "--method", method, "--bfloat16"])
+    assert f"60 training, 200 validation and 40 test images, {method}" in capsys.readouterr().out
+    assert (tmp_path / "runs/cifar10/weights.pth").is_file()
+
+
+def test_a_recipe_wants_data(cifar10, capsys):
+    with pytest.raises(SystemExit):
+        cifar10([])
+    assert "--data is not given; needed is a folder, or --quick" in capsys.readouterr().err

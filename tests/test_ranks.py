@@ -32,7 +32,7 @@ from tests.conftest import make_classifier
 ROOT = Path(__file__).parent.parent
 
 
-CASES = {2: ("attack", "train", "refused", "resume"), 3: ("attack", "train", "weighted")}
+CASES = {2: ("attack", "train", "refused", "resume", "recipe"), 3: ("attack", "train", "weighted")}
 """What the ranks of one job do in turn, by their number; the imports of a process take longer than a case."""
 
 T = TypeVar("T")
@@ -102,6 +102,27 @@ def test_training_over_ranks_equals_training_alone(job, ranks):
         for name, value in expected.items():
             np.testing.assert_allclose(part[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
             np.testing.assert_array_equal(part[name], found[0][name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_recipe_over_ranks_equals_that_alone(job):
+    """Averaged and perturbed weights, a cycle by minibatch, augmentation; random ones agree over the ranks."""
+    found = job(2)["recipe"]
+    expected = rank_worker.train_recipe(24)
+    for source in ("set", "loader"):
+        read = rank_worker.train_recipe(24, source=source)
+        expected |= {f"{source} {name}": value for name, value in read.items()}
+    margins = rank_worker.train_recipe(24, rank_worker.WassersteinMarginTrainer)
+    expected |= {f"margin {name}": value for name, value in margins.items()}
+    for part in found:
+        for name, value in expected.items():
+            np.testing.assert_allclose(part[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+        for name, value in found[0].items():
+            np.testing.assert_array_equal(part[name], value, err_msg=name)
+        assert part["left"] == 0  # it ended after the minibatch that the signal met
+        for name, value in part.items():
+            if name.startswith("random "):
+                np.testing.assert_array_equal(part[name.replace("random", "resumed", 1)], value, err_msg=name)
 
 
 @pytest.mark.slow

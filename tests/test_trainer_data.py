@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from art.data_generators import NumpyDataGenerator
+from art.data_generators import NumpyDataGenerator, PyTorchDataGenerator
 from art.defences.preprocessor import LabelSmoothing
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 from torchvision.transforms import v2
@@ -353,6 +353,12 @@ def test_data_that_cannot_train_are_told_before_training(digits_classifier, kind
     assert same(start, weights(digits_classifier))
 
 
+def test_a_generator_of_data_that_can_be_read_once_is_told(digits_classifier):
+    generator = PyTorchDataGenerator(DataLoader(Once(), batch_size=32), 64, 32)
+    with pytest.raises(ValueError, match="generator's data set is a Once that can be read once; needed is one whose"):
+        trainer(DistributionalTRADESTrainer, digits_classifier).fit_generator(generator, nb_epochs=1)
+
+
 def test_data_that_end_are_told_when_they_do(digits_classifier):
     # a look at the class, a look before training, and the first epoch
     with pytest.raises(ValueError, match="x yields no batches in epoch 1; needed is data that can be read again"):
@@ -371,6 +377,9 @@ def test_a_checkpoint_of_other_data_or_another_augmentation_is_refused(digits_cl
     kept = DataLoader(Noisy(), batch_size=32, num_workers=1, persistent_workers=True)
     with pytest.raises(ValueError, match="x is a DataLoader with persistent_workers=True, whose random states no chec"):
         trainer(DistributionalTRADESTrainer, digits_classifier).fit(kept, **given)
+    generator, settings = PyTorchDataGenerator(kept, 64, 32), {"nb_epochs": 1, "checkpoint": tmp_path / "other.ckpt"}
+    with pytest.raises(ValueError, match="generator's iterator is a DataLoader with persistent_workers=True"):
+        trainer(DistributionalTRADESTrainer, digits_classifier).fit_generator(generator, **settings)
 
 
 @both

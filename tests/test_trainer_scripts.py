@@ -413,7 +413,7 @@ def test_noisy_copies_stay_in_the_box_and_are_attacked(digits_classifier, kind, 
     digits_classifier.set_params(preprocessing_defences=GaussianAugmentation(sigma=0.5, augmentation=True, ratio=1.0))
     seen = []
     epoch = Shuffled.epoch
-    monkeypatch.setattr(Shuffled, "epoch", lambda self: (seen.append(batch[0]) or batch for batch in epoch(self)))
+    monkeypatch.setattr(Shuffled, "epoch", lambda *given: (seen.append(batch[0]) or batch for batch in epoch(*given)))
     trainer(kind, digits_classifier).fit(X[:20], Y[:20], batch_size=16, nb_epochs=1)
     assert [len(x) for x in seen] == [16, 16, 8]
     whole = torch.cat(seen)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
 from art_wdro.trainers._copies import Copies, copy_all
 from art_wdro.trainers._modes import Modes, set_training_mode
+from art_wdro.trainers._trades import AlgorithmOne
 from art_wdro.trainers._update import Updates, _is_finite
 from tests.conftest import DigitsNetwork, digits, make_classifier, same, weights
 
@@ -57,8 +58,6 @@ def test_read_backs_are_seen():
 
 def test_a_step_reads_back_one_value(digits_classifier, monkeypatch):
     """Only whether loss and gradient are finite; the loss of the attack is one of which it reads nothing back."""
-    from art_wdro.trainers._trades import AlgorithmOne
-
     counts, step = [], AlgorithmOne.step
 
     def watched(method: AlgorithmOne, *args: Any) -> Any:
@@ -72,6 +71,29 @@ def test_a_step_reads_back_one_value(digits_classifier, monkeypatch):
         X[:96], Y[:96], batch_size=32, nb_epochs=1
     )
     assert counts == [["_local_scalar_dense"]] * 3
+
+
+def test_beside_the_attack_a_step_reads_back_one_value(digits_classifier, monkeypatch):
+    counts, step, ascend = [], AlgorithmOne.step, AlgorithmOne._ascend
+
+    def watched(method: AlgorithmOne, *args: Any) -> Any:
+        with ReadBacks() as seen:
+            figures = step(method, *args)
+        counts.append(seen.found)
+        return figures
+
+    def unseen(method: AlgorithmOne, *args: Any) -> Any:
+        with _disable_current_modes():
+            return ascend(method, *args)
+
+    monkeypatch.setattr(AlgorithmOne, "step", watched)
+    monkeypatch.setattr(AlgorithmOne, "_ascend", unseen)
+    recipe = {"ema": 0.9, "weight_perturbation": 0.01, "max_grad_norm": 1.0, "update_precision": "bfloat16"}
+    for settings in ({}, recipe):
+        trainer(DistributionalTRADESTrainer, digits_classifier, **settings).fit(
+            X[:64], Y[:64], batch_size=32, nb_epochs=1
+        )
+    assert counts == [["_local_scalar_dense"]] * 4
 
 
 @both

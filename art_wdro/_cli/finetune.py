@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,17 @@ from art.estimators.classification import PyTorchClassifier
 from click.core import ParameterSource
 
 from art_wdro._cli.checks import chance_warning
-from art_wdro._cli.options import PATH, SHARED, TRAINING, Number, read, read_classifier
+from art_wdro._cli.options import (
+    AUGMENTS,
+    PATH,
+    RECIPE,
+    SHARED,
+    TRAINING,
+    Number,
+    read,
+    read_classifier,
+    scheduler_of,
+)
 from art_wdro._cli.outputs import save, save_text, telling, writable
 from art_wdro._sources.data import Split
 from art_wdro.attacks._pgd import WassersteinPGD
@@ -27,7 +38,9 @@ from art_wdro.trainers._trades import UPSILON_ESTIMATES, DistributionalTRADESTra
 
 TRAINERS = {"trades": DistributionalTRADESTrainer, "margin": WassersteinMarginTrainer}
 TUNING = ("beta", "gamma", "max_iter", "eta", "upsilon", "consistency")
-"""Parameters of trainers beside the threat and the seed."""
+"""Parameters of trainers beside the threat and the seed, whose defaults here are those of the paper's."""
+COMMON = ("precision", "update_precision", "ema", "weight_perturbation", "max_grad_norm", "summary_writer")
+"""Those whose defaults are the same for all of them."""
 
 
 @click.command()
@@ -49,8 +62,9 @@ TUNING = ("beta", "gamma", "max_iter", "eta", "upsilon", "consistency")
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
-    help="Save the run after every epoch, and go on from it if it is there.",
+    help="Save the run after every epoch, and on SIGTERM, and go on from it if it is there.",
 )
+@RECIPE
 def finetune(
     json_file: Path | None,
     trainer: str,
@@ -78,7 +92,8 @@ def finetune(
         reinitialise_last_layer(classifier, seed=arguments["seed"])
     tuner = TRAINERS[trainer](classifier, **options)
     before = _report_start(classifier, held, trainer, options)
-    setting = {"trainer": trainer, **{name: str(value) for name, value in options.items()}, "start": before}
+    told = options | {name: arguments[name] for name in ("augment", "schedule")}
+    setting = {"trainer": trainer, **{name: str(value) for name, value in told.items()}, "start": before}
     if before is not None and start == "none":  # a layer drawn anew may well guess
         doubt = chance_warning(before["clean_accuracy"], held.y, classifier.nb_classes)
         if doubt is not None:
@@ -89,6 +104,7 @@ def finetune(
             _save_weights(classifier, out)
         save_text(json_file, json.dumps({**setting, "history": tuner.history, "complete": False}, indent=1))
 
+    steps = epochs * math.ceil(len(train.x) / arguments["batch_size"])
     with telling(files):
         tuner.fit(
             *train,
@@ -97,6 +113,10 @@ def finetune(
             nb_epochs=epochs,
             checkpoint=checkpoint,
             on_epoch=keep,
+            augment=AUGMENTS[arguments["augment"]](),
+            scheduler=scheduler_of(arguments["schedule"], classifier.optimizer, steps),
+            scheduler_step="batch",
+            checkpoint_minutes=arguments["checkpoint_minutes"],
         )
     _save_weights(classifier, out)
     found = {**setting, "history": tuner.history, "best_epoch": tuner.best_epoch, "complete": True}
@@ -139,7 +159,10 @@ def _options_of(trainer: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if refused:
         names = ", ".join("--" + name.replace("_", "-") for name in refused)
         raise ValueError(f"trainer is {trainer}, which does not have {names}; give them with --trainer trades only")
-    return {name: arguments[name] for name in ("p", "norm", "eps", "seed", *wanted)}
+    writer = arguments["summary_writer"] or False
+    return {name: arguments[name] for name in ("p", "norm", "eps", "seed", *COMMON, *wanted)} | {
+        "summary_writer": writer
+    }
 
 
 def _save_weights(classifier: Any, out: Path) -> None:

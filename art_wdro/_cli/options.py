@@ -8,20 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from art_wdro._cli.checks import check_eps, fraction
+from art_wdro._host.precision import PRECISIONS
 from art_wdro._sources.data import Split, load_data
 from art_wdro._sources.networks import channels_taken, load_network, wrap
 from art_wdro._sources.robustbench import SHAPES
 from art_wdro._threat.geometry import GROUND_NORMS
 from art_wdro.evaluation._report import empty_figure
+from art_wdro.trainers._common import UPDATE_PRECISIONS
 from art_wdro.trainers._consistency import CONSISTENCIES
+from art_wdro.trainers._transforms import Augment, shift_and_flip
 
 Command = Callable[..., None]
 NORMS = ", ".join(f"{r:g}" for r in GROUND_NORMS)
 PATH = click.Path(path_type=Path, dir_okay=False)
+
+
+AUGMENTS: dict[str, Callable[[], Augment | None]] = {"none": lambda: None, "shift-and-flip": shift_and_flip}
+"""Augmentations of minibatches by name."""
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler | None]] = {
+    "constant": lambda optimiser, steps: None,
+    "cosine": CosineAnnealingLR,
+    "one-cycle": lambda optimiser, steps: OneCycleLR(
+        optimiser, optimiser.param_groups[0]["lr"], total_steps=steps, cycle_momentum=False
+    ),
+}
+"""Schedulers by name, of an optimiser and the number of minibatches."""
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
@@ -104,6 +121,43 @@ TRAINING = combined(
     click.option("--consistency", type=click.Choice(list(CONSISTENCIES)), default="kl", show_default=True),
     click.option("--max-iter", type=click.IntRange(1), default=20, show_default=True, help="Steps of the attack."),
 )
+
+RECIPE = combined(
+    click.option(
+        "--augment",
+        type=click.Choice(list(AUGMENTS)),
+        default="none",
+        show_default=True,
+        help="Shift every image by up to 4 pixels and flip half of them.",
+    ),
+    click.option(
+        "--schedule",
+        type=click.Choice(list(SCHEDULES)),
+        default="constant",
+        show_default=True,
+        help="Learning rate by minibatch: as given, falling to 0 by a cosine, or in one cycle up to it and down.",
+    ),
+    click.option("--ema", type=Number(), help="Weight of the past in averaged weights, such as 0.999."),
+    click.option(
+        "--weight-perturbation", type=Number(), default=0, show_default=True, help="Of AWP, such as 0.005; 0 for none."
+    ),
+    click.option("--max-grad-norm", type=Number(), help="Norm to which a longer gradient is cut."),
+    click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True),
+    click.option(
+        "--update-precision",
+        type=click.Choice(list(UPDATE_PRECISIONS)),
+        default="float32",
+        show_default=True,
+        help="Number format of the updates' passes; --precision is that of the attack's.",
+    ),
+    click.option("--logdir", "summary_writer", help="Folder for TensorBoard."),
+    click.option("--checkpoint-minutes", type=Number(), help="Save the run inside of an epoch, too."),
+)
+
+
+def scheduler_of(name: str, optimiser: torch.optim.Optimizer, steps: int) -> LRScheduler | None:
+    """Return the scheduler that the option names, for a run of so many minibatches."""
+    return SCHEDULES[name](optimiser, steps) if steps > 0 else None
 
 
 def read(arguments: dict[str, Any], train: bool = False) -> tuple[Split, nn.Module]:

@@ -31,9 +31,9 @@ INSTEAD = {
     "random_eps": "the budget is the same in every call; leave it out",
     "ratio": "the clean loss is a term of the objective; leave it out",
     "scheduler": "give it to fit",
-    "summary_writer": "WassersteinPGD and WassersteinFGM alone write summaries; leave it out",
+    "summary_writer": "WassersteinPGD, WassersteinFGM and the trainers write summaries; leave it out",
     "targeted": "WassersteinPGD and WassersteinFGM alone attack towards targets; leave it out",
-    "use_amp": "precision sets the number format of an attack's passes where there is one; leave it out",
+    "use_amp": "precision is the number format of an attack's passes, update_precision of a trainer's; leave it out",
     "validation_data": "give it to fit",
     "warmup": "leave it out",
 }

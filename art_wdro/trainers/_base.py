@@ -32,15 +32,21 @@ from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_optimiser, check_parameters, check_scheduler, check_single_sample
 from art_wdro.trainers._common import Common
+from art_wdro.trainers._generated import Generated
 from art_wdro.trainers._loaded import Loaded, with_labels
-from art_wdro.trainers._minibatches import Batch, Generated, Minibatches, Shuffled
+from art_wdro.trainers._minibatches import Batch, Minibatches, Shuffled
+from art_wdro.trainers._pauses import Pauses
 from art_wdro.trainers._plan import OnEpoch, Plan
 from art_wdro.trainers._replicas import synchronised_norms
 from art_wdro.trainers._run import Method, Run, check_ranks
 from art_wdro.trainers._schedule import check_length
+from art_wdro.trainers._summary import summarised
 from art_wdro.trainers._transforms import Augment, Augmented, check_augment
 from art_wdro.trainers._update import Updates
 from art_wdro.trainers._validation import check_validation, validation_accuracies
+
+SHOWN = ("verbose", "summary_writer")
+"""Parameters that do not change what a run computes."""
 
 
 class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
@@ -86,6 +92,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         on_epoch: OnEpoch | None = None,
         augment: Augment | None = None,
         scheduler_step: str = "epoch",
+        checkpoint_minutes: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Train on arrays, in shuffled minibatches; `history` starts anew.
@@ -93,10 +100,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         Under :func:`sharded` all ranks give the same arrays, every minibatch is spread over them, and its budget and
         gradient are those of the whole minibatch.
 
-        Preprocessors of the classifier for fitting that change labels or the number of samples (label smoothing,
-        augmentation, mixup) are applied to the training set once, drawing from `seed`, and what they make is kept in
-        clip_values. Soft labels that they make count in the cross-entropy; everywhere else, and where y holds soft
-        ones, the largest entry does.
+        Preprocessors of the classifier for fitting that change labels or the number of samples (label smoothing, mixup)
+        are applied to the training set once, drawing from `seed`, and what they make is kept in clip_values. Soft
+        labels that they make count in the cross-entropy; elsewhere, and where y holds soft ones, the largest entry.
 
         :param x: Training inputs, (N, ...); or a `Dataset` or `DataLoader` of torch, which is read anew every epoch, so
             that its random transforms are. A loader's own batches, sampler and order count, a `Dataset` is shuffled.
@@ -112,12 +118,14 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         :param checkpoint: File that holds the state of the run after every epoch: weights, optimiser, scheduler,
             Upsilon, history and random states. If it is there, the run goes on from it, to the same weights bit for bit
             as without the interruption (on a CPU). The file is whole at any moment.
-        :param drop_last: Leave out a last minibatch that is smaller; a `DataLoader` has a setting of its own.
+        :param drop_last: Leave out a last minibatch that is smaller; not that of a `DataLoader`.
         :param on_epoch: Called after each epoch with its dict of `history`, and whether it is the best one yet; on the
             first rank alone.
         :param augment: Called with the inputs of every minibatch, (n, ...), on the classifier's device, before they are
             attacked; returns others of the same shape and dtype in the box. :func:`shift_and_flip` makes one.
         :param scheduler_step: Step the scheduler after each "epoch" or each "batch", which is a minibatch.
+        :param checkpoint_minutes: Save the run inside of an epoch, too, after so many minutes; None saves it between
+            epochs, and when the process is asked to end by SIGTERM.
         :raises ValueError: If an argument does not fit; the message says which.
         :raises TypeError: If an argument is of the wrong type or unknown.
         :raises FloatingPointError: If the loss is no longer finite, unless `on_nonfinite` is "skip".
@@ -125,7 +133,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         self._refuse_unknown("fit", kwargs)
         batch_size = arguments.integer("batch_size", batch_size, 1)
         drop_last = arguments.flag("drop_last", drop_last)
-        plan = Plan(nb_epochs, scheduler, validation_data, augment, checkpoint, on_epoch, scheduler_step)
+        plan = Plan(
+            nb_epochs, scheduler, validation_data, augment, checkpoint, on_epoch, scheduler_step, checkpoint_minutes
+        )
         with together():
             source = self._read(x, y)
             augmentation = Augmentation(self._classifier)
@@ -150,6 +160,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         on_epoch: OnEpoch | None = None,
         augment: Augment | None = None,
         scheduler_step: str = "epoch",
+        checkpoint_minutes: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Train on the batches of a data generator of ART; everything else is as in :meth:`fit`.
@@ -167,6 +178,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         :param on_epoch: As for :meth:`fit`.
         :param augment: As for :meth:`fit`.
         :param scheduler_step: As for :meth:`fit`.
+        :param checkpoint_minutes: As for :meth:`fit`.
         :raises ValueError: If an argument does not fit; the message says which.
         :raises TypeError: If an argument is of the wrong type or unknown.
         :raises FloatingPointError: If the loss is no longer finite.
@@ -176,7 +188,9 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             raise TypeError(f"generator is {generator!r}; allowed is a DataGenerator of ART")
         if generator.size is None:
             raise ValueError("generator has size None; needed is the number of samples in an epoch")
-        plan = Plan(nb_epochs, scheduler, validation_data, augment, checkpoint, on_epoch, scheduler_step)
+        plan = Plan(
+            nb_epochs, scheduler, validation_data, augment, checkpoint, on_epoch, scheduler_step, checkpoint_minutes
+        )
         augmentation = Augmentation(self._classifier)
         seed = arguments.seed(self._common.seed)
         minibatches = Generated(self._classifier, generator, seed, augmentation, resumable=checkpoint is not None)
@@ -210,7 +224,8 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
                 minibatches = Augmented(self._classifier, minibatches, plan.augment)
         self.history, self.best_epoch, self.final_state = [], None, None
         updates = Updates(self._classifier, self._common)
-        run = Run(self._classifier, minibatches, self._method(updates, minibatches), plan, updates.average)
+        method = self._method(updates, minibatches)
+        run = Run(self._classifier, minibatches, method, plan, updates.average)
         # what describes a run reads all of its data, so only who compares runs asks for it
         compared = plan.file is not None or shards() is not None
         settings = {**self._settings(), **run.identity(validation)} if compared else {}
@@ -222,32 +237,45 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
             if saved is not None:
                 run.restore(saved)
             self.history, self.best_epoch = run.history, run.best_epoch
-            with self._training(updates), self._bar(run, minibatches) as bar:
-                run.set_random_state()
-                for number in range(len(run.history), plan.nb_epochs):
-                    self._train_epoch(run, number, validation, saving, bar)
+            self._go_on(run, updates, validation, saving)
         if plan.nb_epochs > 0:
             self.final_state = run.weights()
             self.best_epoch = plan.nb_epochs - 1 if run.best is None else run.best_epoch
         run.leave_weights()
 
-    def _train_epoch(
-        self, run: Run, number: int, validation: Batch | None, saving: Checkpoint | None, bar: tqdm[Any]
-    ) -> None:
-        """Train and validate one epoch, save the run, and show what came out."""
-        record = run.train(number, bar.update)
+    def _go_on(self, run: Run, updates: Updates, validation: Batch | None, saving: Checkpoint | None) -> None:
+        """Train the epochs that are left."""
+        pauses = Pauses(run.plan, None if saving is None else lambda: run.save(saving))
+        name, silent = type(self).__name__, not (self._common.verbose and is_first())
+        writer = self._common.summary_writer if is_first() else False
+        with (
+            pauses.listening(),
+            summarised(writer) as run.summary,
+            self._training(updates),
+            run.bar(name, silent) as bar,
+        ):
+            run.set_random_state()
+            for number in range(len(run.history), run.plan.nb_epochs):
+                bar.set_description(f"{name}, epoch {number + 1} of {run.plan.nb_epochs}", refresh=False)
+                is_best = self._train_epoch(run, number, validation, pauses, bar)
+                if saving is not None:
+                    run.save(saving)
+                if run.plan.on_epoch is not None and is_first():
+                    with apart(), run.averaged():
+                        run.plan.on_epoch(run.history[-1], is_best)
+                everywhere(None)
+                pauses.after_epoch()
+
+    def _train_epoch(self, run: Run, number: int, validation: Batch | None, pauses: Pauses, bar: tqdm[Any]) -> bool:
+        """Train and validate one epoch, show what came out, and tell whether it is the best one yet."""
+        record = run.train(number, pauses, bar)
         with run.averaged():
             record |= self._validate(validation)
             is_best = run.finish(record)
         self.best_epoch = run.best_epoch
         shown = {k: record[k] for k in ("loss", "clean_accuracy", "wp_accuracy")}
         bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None})
-        if saving is not None:
-            run.save(saving)
-        if run.plan.on_epoch is not None and is_first():
-            with apart(), run.averaged():
-                run.plan.on_epoch(record, is_best)
-        everywhere(None)
+        return is_best
 
     def _check_smallest(self, minibatches: Minibatches) -> None:
         """Refuse minibatches of one sample that the network does not train on."""
@@ -268,14 +296,6 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
         ):
             yield
 
-    def _bar(self, run: Run, minibatches: Minibatches) -> tqdm[Any]:
-        """Return the progress bar of a run, one tick a minibatch."""
-        count = len(minibatches)
-        silent = not (self._common.verbose and is_first())
-        total = run.plan.nb_epochs * count or None
-        done = len(run.history) * count + run.minibatches
-        return tqdm(total=total, initial=done, desc=type(self).__name__, disable=silent)
-
     def _validate(self, data: Batch | None) -> dict[str, float | None]:
         common = self._common
         threat = {"p": common.p, "norm": common.norm, "eps": common.eps}
@@ -284,7 +304,7 @@ class FineTuner(AdversarialTrainerTRADESPyTorch):  # type: ignore[misc]
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that two runs must share to be the same, as plain values."""
         described = host.described_parts(self._classifier, {"class": type(self), "attack": self._attack})
-        common = {name: value for name, value in vars(self._common).items() if name != "verbose"}
+        common = {name: value for name, value in vars(self._common).items() if name not in SHOWN}
         return {**described, "beta": self._beta, **common}
 
     def _refuse_unknown(self, function: str, kwargs: dict[str, Any]) -> None:

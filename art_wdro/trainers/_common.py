@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from art_wdro._host import arguments
+from art_wdro.trainers._summary import checked_writer
 
 ON_NONFINITE = ("raise", "skip")
 UPDATE_PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
@@ -31,6 +32,7 @@ class Common:
     ema: float | None
     weight_perturbation: float
     max_grad_norm: float | None
+    summary_writer: Any
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -53,5 +55,6 @@ class Common:
             "max_grad_norm": None
             if self.max_grad_norm is None
             else arguments.real("max_grad_norm", self.max_grad_norm, 0.0, open_low=True),
+            "summary_writer": checked_writer(self.summary_writer),
         }
         self.__dict__.update(checked)

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from art_wdro._host.inputs import as_inputs, as_labels, parts_of
-from art_wdro._ranks import agreed, mine, ranks
+from art_wdro._ranks import mine, ranks
 from art_wdro._storage.digests import fingerprint
 from art_wdro.trainers._augmentation import Augmentation
 from art_wdro.trainers._checks import check_single_sample
-from art_wdro.trainers._minibatches import FEW, Batch, Minibatches, Order, leaves_one, loader_leaves_one
+from art_wdro.trainers._minibatches import FEW, Batch, Minibatches, Order, loader_leaves_one
 from art_wdro.trainers._random import Stream
 
 ONE_LOADED = "x has a minibatch of 1; give another batch_size, or drop_last=True"
@@ -47,16 +47,16 @@ class Loaded(Minibatches):
         :param augmentation: Changes every batch.
         :param batch_size: Samples of a minibatch on each rank, where a `Dataset` is given.
         :param drop_last: Leave out a last minibatch that is smaller, where a `Dataset` is given.
-        :param seed: Seed of orders and transforms; the first rank's counts.
+        :param seed: Seed of orders and transforms, the same on all ranks.
         :raises TypeError: If items are no pairs.
         :raises ValueError: If it can be read once alone, has no samples, or they do not fit the classifier.
         """
         self._classifier, self._augmentation = classifier, augmentation
-        self._seed, self._number = agreed(seed), -1
+        self._seed, self._number = seed, -1
         self._each, size = batch_size, batch_size * ranks()
         whole = data.dataset if isinstance(data, DataLoader) else data
         self._set = None if isinstance(whole, IterableDataset) else whole
-        _refuse_one_reading(whole)
+        refuse_one_reading("x", whole)
         self._loader = data if isinstance(data, DataLoader) else None
         if self._loader is None and self._set is None:
             self._loader = DataLoader(whole, batch_size=size, drop_last=drop_last)
@@ -92,7 +92,10 @@ class Loaded(Minibatches):
         loader, stream = self._reader(done > 0), self._stream(self._number)
         number = 0
         for number, (x, y) in enumerate(self._read(loader, stream), 1):
-            if number > done and len(x) > 0:
+            if number <= done:
+                continue
+            x, y = self._own(x, y)
+            if len(x) > 0:
                 yield self._encoded(x, y)
         if number == 0:
             raise ValueError(f"x yields no batches in epoch {self._number}; needed is data that can be read again")
@@ -112,13 +115,13 @@ class Loaded(Minibatches):
 
     def single(self) -> tuple[Tensor, str] | None:
         """Return an input, (1, ...), and a remedy, if a minibatch is known to be one sample."""
-        if self._augmentation or ranks() > 1:
+        if self._augmentation:
             return None
         if self._loader is None:
-            last = self._starts[-1] + self._each <= len(self._set)  # type: ignore[arg-type]
-            one = leaves_one(len(self._set), self._each, last)  # type: ignore[arg-type]
+            last = min(len(self._set) - self._starts[-1], self._each * ranks())  # type: ignore[arg-type]
+            one = last // ranks() == 1
         else:
-            one = loader_leaves_one(self._loader)
+            one = ranks() == 1 and loader_leaves_one(self._loader)
         return (self._few[:1], ONE_LOADED) if one else None
 
     def identity(self) -> list[Any]:
@@ -126,11 +129,8 @@ class Loaded(Minibatches):
 
         :raises ValueError: If workers keep random states from one epoch to the next.
         """
-        if self._loader is not None and self._loader.persistent_workers:
-            raise ValueError(
-                "x is a DataLoader with persistent_workers=True, whose random states no checkpoint holds; allowed with "
-                "one, or over ranks, is persistent_workers=False"
-            )
+        if self._loader is not None:
+            refuse_lasting_workers("x", self._loader)
         size = self._each if self._loader is None else self._loader.batch_size
         return [type(self._set).__name__, len(self), size, self._digest]
 
@@ -174,10 +174,15 @@ class Loaded(Minibatches):
             parts = parts_of(batch)
             if len(parts) != 2:
                 raise TypeError("x yields inputs without labels; needed are pairs of inputs and labels")
-            if loader is self._loader and ranks() > 1:
-                rows = mine(torch.arange(len(parts[0])))
-                parts = [part[rows] if len(parts[0]) >= ranks() else part[:0] for part in parts]
             yield parts[0], parts[1]
+
+    def _own(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Return this rank's part of what was read: of a loader's batch, which every rank reads whole, some rows."""
+        if self._loader is None or ranks() == 1:
+            return x, y
+        # a minibatch must have a sample for every rank
+        rows = mine(torch.arange(len(x) if len(x) >= ranks() else 0))
+        return x[rows], y[rows]
 
     def _encoded(self, x: Any, y: Any) -> Batch:
         """Check a batch, and let preprocessors for fitting change it."""
@@ -245,15 +250,27 @@ def with_labels(data: Dataset[Any] | DataLoader[Any], labels: Callable[[int], Te
     return Labelled(data, labels(len(data)))  # type: ignore[arg-type]
 
 
-def _refuse_one_reading(data: Any) -> None:
+def refuse_lasting_workers(name: str, loader: DataLoader[Any]) -> None:
+    """Refuse a loader whose workers keep their random states from one epoch to the next, where runs are compared.
+
+    :raises ValueError: If it is one.
+    """
+    if loader.persistent_workers:
+        raise ValueError(
+            f"{name} is a DataLoader with persistent_workers=True, whose random states no checkpoint holds; allowed "
+            "with one, or over ranks, is persistent_workers=False"
+        )
+
+
+def refuse_one_reading(name: str, data: Any) -> None:
     """Refuse a stream of samples that is used up by the first epoch.
 
     :raises ValueError: If it is one.
     """
     if isinstance(data, IterableDataset) and iter(data) is iter(data):
         raise ValueError(
-            f"x is a {type(data).__name__} that can be read once; needed is one whose __iter__ begins anew, for every "
-            "epoch"
+            f"{name} is a {type(data).__name__} that can be read once; needed is one whose __iter__ begins anew, for "
+            "every epoch"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
+from art.summary_writer import SummaryWriter
 from torch import Tensor
 
 from art_wdro._host import arguments
@@ -76,6 +77,7 @@ class WassersteinMarginTrainer(FineTuner):
         ema: float | None = None,
         weight_perturbation: float = 0.0,
         max_grad_norm: float | None = None,
+        summary_writer: bool | str | SummaryWriter = False,
     ) -> None:
         """Create the trainer.
 
@@ -101,6 +103,8 @@ class WassersteinMarginTrainer(FineTuner):
         :param weight_perturbation: Length of an adversarial perturbation of each weight tensor, relative to its norm,
             where the gradient of an update is taken (Wu, Xia, Wang, 2020); 0 leaves it out.
         :param max_grad_norm: Norm to which a longer gradient is cut; None cuts none.
+        :param summary_writer: TensorBoard, as for ART's attacks: True writes to runs/DATE_HOST-fit, a string to that
+            folder, and a `SummaryWriter` of ART is used as it is. Figures of minibatches are those of the first rank.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
@@ -119,6 +123,7 @@ class WassersteinMarginTrainer(FineTuner):
             ema,
             weight_perturbation,
             max_grad_norm,
+            summary_writer,
         )
         super().__init__(classifier, None, beta, common)
         self._budgets = arguments.integer("budgets", budgets, 1)
@@ -161,6 +166,10 @@ class DualDescent(Method):
 
     def finish_epoch(self) -> dict[str, Any]:
         """Return the threshold of eps at the end of the epoch."""
+        return {"tau": self._thresholds.values[-1]}
+
+    def watched(self) -> dict[str, float]:
+        """Return the threshold of eps."""
         return {"tau": self._thresholds.values[-1]}
 
     def learnt(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Plan:
     :param checkpoint: File of the run's state, or None.
     :param on_epoch: Called after each epoch, or None.
     :param scheduler_step: When the scheduler is stepped, of `STEPS`.
+    :param checkpoint_minutes: Time between two checkpoints inside of an epoch, or None for none.
     """
 
     nb_epochs: int
@@ -39,6 +40,7 @@ class Plan:
     checkpoint: str | os.PathLike[str] | None = None
     on_epoch: OnEpoch | None = None
     scheduler_step: str = "epoch"
+    checkpoint_minutes: float | None = None
 
     @property
     def file(self) -> Path | None:
@@ -55,3 +57,10 @@ class Plan:
         arguments.choice("scheduler_step", self.scheduler_step, STEPS)
         if self.checkpoint is not None:
             arguments.file("checkpoint", self.checkpoint)
+        if self.checkpoint_minutes is not None:
+            self.__dict__["checkpoint_minutes"] = arguments.real("checkpoint_minutes", self.checkpoint_minutes, 0.0)
+            if self.checkpoint is None:
+                raise ValueError(
+                    f"checkpoint_minutes is {self.checkpoint_minutes:g} without a checkpoint; allowed is None, or a "
+                    "checkpoint with it"
+                )

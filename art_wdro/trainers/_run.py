@@ -7,13 +7,14 @@ import abc
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from art_wdro._host import classifier as host
 from art_wdro._ranks import everywhere, is_first, rank, ranks, require_same, together
@@ -21,10 +22,12 @@ from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._storage.digests import fingerprint
 from art_wdro.trainers._average import Average
 from art_wdro.trainers._minibatches import Batch, Minibatches
+from art_wdro.trainers._pauses import Pauses
 from art_wdro.trainers._plan import Plan
 from art_wdro.trainers._random import random_state, set_random_state
 from art_wdro.trainers._schedule import Schedule
 from art_wdro.trainers._state import Progress, State
+from art_wdro.trainers._summary import Summary
 from art_wdro.trainers._update import Figures
 
 log = logging.getLogger("art_wdro")
@@ -40,6 +43,10 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def finish_epoch(self) -> dict[str, Any]:
         """Return the figures of an epoch that are no means over its samples, and None for means it may lack."""
+
+    @abc.abstractmethod
+    def watched(self) -> Mapping[str, Tensor | float]:
+        """Return figures of the last minibatch that are no means over its samples, which a summary shows."""
 
     @abc.abstractmethod
     def learnt(self) -> dict[str, Any]:
@@ -67,6 +74,8 @@ class Run:
         self._network, self._optimiser = host.network(classifier), host.optimiser(classifier)
         self._random: list[dict[str, Any]] | None = None
         self._progress: Progress | None = None
+        self._steps = 0
+        self.summary: Summary | None = None
         self.history: list[dict[str, Any]] = []
         self.best_epoch: int | None = None
         self.best: dict[str, Any] | None = None
@@ -75,6 +84,12 @@ class Run:
     def minibatches(self) -> int:
         """Minibatches done of the epoch that is not."""
         return 0 if self._progress is None else self._progress.batches
+
+    def bar(self, name: str, silent: bool) -> tqdm[Any]:
+        """Return a progress bar of a name, one tick a minibatch, from where the run stands."""
+        each = len(self._minibatches)
+        done = len(self.history) * each + self.minibatches
+        return tqdm(total=self.plan.nb_epochs * each or None, initial=done, desc=name, disable=silent)
 
     def identity(self, validation: Batch | None) -> dict[str, Any]:
         """Return what a checkpoint must have been made with for this run to go on from it."""
@@ -98,26 +113,34 @@ class Run:
             "ranks": ranks(),
         }
 
-    def train(self, number: int, after: Callable[[], object]) -> dict[str, Any]:
+    def train(self, number: int, pauses: Pauses, bar: tqdm[Any]) -> dict[str, Any]:
         """Train one epoch, or what is left of it, and return the means of its figures over all samples of all ranks.
 
         :param number: Which epoch, for errors.
-        :param after: Called after each minibatch.
+        :param pauses: May save the run, or end it, after each minibatch.
+        :param bar: Moves on by one with each.
         :raises FloatingPointError: If every minibatch was skipped.
         """
         device = self._classifier.device
         if self._progress is None:
             self._progress = Progress(float(self._optimiser.param_groups[0]["lr"]))
         progress, started = self._progress, time.perf_counter()
-        for x, y in self._minibatches.epoch(progress.batches):
+        for x, y in self._read(progress.batches, pauses):
             x, y = (part.to(device, non_blocking=True) for part in (x, y))
             with host.hint_at_memory("batch_size", len(x)):
                 figures = self._method.step(x, y, f"epoch {number}, batch {progress.batches}")
             progress.add(figures, len(x))
+            if self.summary is not None:
+                rate = self._optimiser.param_groups[0]["lr"]
+                self.summary.minibatch(
+                    self._steps, {"learning_rate": rate, **self._method.watched(), **(figures or {})}
+                )
+            self._steps += 1
             self._schedule.after_minibatch(figures is not None)
             moment = time.perf_counter()
             progress.seconds, started = progress.seconds + moment - started, moment
-            after()
+            bar.update()
+            pauses.after_minibatch()
         if progress.samples == 0:
             raise FloatingPointError(f"no batch of epoch {number} has a finite loss and gradient")
         self._progress = None
@@ -129,6 +152,19 @@ class Run:
             "learning_rate": progress.rate,
             "seconds": progress.seconds,
         }
+
+    def _read(self, done: int, pauses: Pauses) -> Iterator[Batch]:
+        """Yield the minibatches of an epoch that are left; where one cannot be read, the run is between two of them."""
+        batches = self._minibatches.epoch(done)
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError:
+                pauses.after_failure()
+                raise
+            if batch is None:
+                return
+            yield batch
 
     def averaged(self) -> AbstractContextManager[None]:
         """Put the average in the network's place, if there is one."""
@@ -145,6 +181,8 @@ class Run:
         self._schedule.after_epoch(record)
         if is_best:
             self.best_epoch, self.best = record["epoch"], self.weights()
+        if self.summary is not None:
+            self.summary.epoch(record)
         log.info("%s", {name: figure for name, figure in record.items() if figure is not None})
         return is_best
 
@@ -179,8 +217,9 @@ class Run:
         :raises ValueError: If it does not fit.
         """
         saved, nb_epochs = State.of(content), self.plan.nb_epochs
-        if len(saved.history) > nb_epochs:
-            raise ValueError(f"nb_epochs is {nb_epochs}; allowed is at least the checkpoint's {len(saved.history)}")
+        begun = len(saved.history) + (saved.progress is not None)
+        if begun > nb_epochs:
+            raise ValueError(f"nb_epochs is {nb_epochs}; allowed is at least the checkpoint's {begun}")
         before = self.weights(), copy.deepcopy(self._optimiser.state_dict())
         schedule = copy.deepcopy(self._schedule.state())
         try:
@@ -193,9 +232,10 @@ class Run:
             self._set(*before, schedule)
             raise ValueError(f"checkpoint does not fit this run ({error}); give another path") from error
         self.history, self.best_epoch, self.best = saved.history, saved.best_epoch, saved.best
-        self._random = saved.random
+        self._random, self._steps = saved.random, saved.steps
         if saved.progress is not None:
             self._progress = Progress(**saved.progress[rank()]).to(self._classifier.device)
+        log.info("the run goes on after %d epochs and %d minibatches", len(self.history), self.minibatches)
 
     def set_random_state(self) -> None:
         """Put back this rank's random states, if the run goes on from a checkpoint."""
@@ -212,6 +252,7 @@ class Run:
             random=everywhere(random_state(self._classifier.device)),
             learnt=self._method.learnt(),
             progress=None if self._progress is None else everywhere(vars(self._progress.to("cpu"))),
+            steps=self._steps,
             history=self.history,
             best_epoch=self.best_epoch,
             best=self.best,

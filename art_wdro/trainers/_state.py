@@ -65,6 +65,7 @@ class State:
     :param random: Random states, one a rank.
     :param learnt: What :meth:`Method.learnt` returned.
     :param progress: How far an epoch has come that is not done, on each rank; None between two epochs.
+    :param steps: Minibatches done in all epochs.
     :param history: One dict an epoch.
     :param best_epoch: The epoch selected so far.
     :param best: The network's state after it.
@@ -78,6 +79,7 @@ class State:
     random: list[dict[str, Any]]
     learnt: dict[str, Any]
     progress: list[dict[str, Any]] | None
+    steps: int
     history: list[dict[str, Any]]
     best_epoch: int | None
     best: dict[str, Any] | None

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
+from art.summary_writer import SummaryWriter
 from torch import Tensor
 
 from art_wdro._host import arguments
@@ -97,6 +98,7 @@ class DistributionalTRADESTrainer(FineTuner):
         ema: float | None = None,
         weight_perturbation: float = 0.0,
         max_grad_norm: float | None = None,
+        summary_writer: bool | str | SummaryWriter = False,
     ) -> None:
         """Create the trainer.
 
@@ -136,6 +138,8 @@ class DistributionalTRADESTrainer(FineTuner):
         :param weight_perturbation: Length of an adversarial perturbation of each weight tensor, relative to its norm,
             where the gradient of an update is taken (Wu, Xia, Wang, 2020); 0 leaves it out.
         :param max_grad_norm: Norm to which a longer gradient is cut; None cuts none.
+        :param summary_writer: TensorBoard, as for ART's attacks: True writes to runs/DATE_HOST-fit, a string to that
+            folder, and a `SummaryWriter` of ART is used as it is. Figures of minibatches are those of the first rank.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
@@ -157,6 +161,7 @@ class DistributionalTRADESTrainer(FineTuner):
             ema,
             weight_perturbation,
             max_grad_norm,
+            summary_writer,
         )
         super().__init__(classifier, attack, beta, common)
         if attack is not None and not (isinstance(attack, WassersteinAttack) and math.isfinite(attack.p)):
@@ -227,6 +232,7 @@ class AlgorithmOne(Method):
         self._box = host.box(self._classifier)
         self._running = RunningUpsilon(trainer._eta, self._p, trainer._window)
         self._budgets: Tensor | None = None  # power sums of the eps_B so far
+        self._last: Tensor | None = None  # and the last eps_B
 
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
         """Attack a minibatch with its share of the budget, and update the network once."""
@@ -256,6 +262,11 @@ class AlgorithmOne(Method):
         value = None if self._running.value is None else self._running.value.item()
         return {"upsilon": value, "budget_ratio": ratio, "pointwise_loss": None}
 
+    def watched(self) -> Figures:
+        """Return Upsilon, and the budget of the last minibatch over eps."""
+        found = {} if self._running.value is None else {"upsilon": self._running.value}
+        return found if self._last is None or self._eps == 0 else {**found, "budget_ratio": self._last / self._eps}
+
     def learnt(self) -> dict[str, Any]:
         """Return Upsilon and what it was estimated from, and the sums over the epoch's budgets."""
         return {**self._running.state(), "budgets": self._budgets}
@@ -278,6 +289,7 @@ class AlgorithmOne(Method):
             self._running.update(sensitivity_of(self._objective, self._labelled_sample(), self._p, self._r))
         whole = count(len(x))
         ascent = self._ascend(self._objective, x, self._labels(x, y), self._p, lambda own: self._budget(own, whole))
+        self._last = ascent.budget
         sums = power_sums(ascent.budget[None], self._p, ascent.budget.new_tensor([whole]))
         self._budgets = sums if self._budgets is None else merged_sums(torch.stack([self._budgets, sums]), self._p)
         return ascent.x

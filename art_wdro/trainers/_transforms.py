@@ -14,6 +14,7 @@ from torch import Tensor
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.inputs import as_inputs, rounding_slack
+from art_wdro._ranks import gathered
 from art_wdro.trainers._minibatches import Batch, Minibatches
 from art_wdro.trainers._random import random_state, set_random_state
 
@@ -91,7 +92,8 @@ class Augmented(Minibatches):
         """
         self._classifier, self._of, self._augment = classifier, minibatches, augment
         self.resamples = minibatches.resamples
-        self._box = host.box(classifier)
+        box = host.box(classifier)
+        self._box = None if box is None else (*box, rounding_slack(*box))
         self._excess: Tensor | None = None
 
     def __len__(self) -> int:
@@ -103,7 +105,7 @@ class Augmented(Minibatches):
         :raises ValueError: At the end, if one has left the box: looking at each would wait for the device.
         """
         yield from self._changed(self._of.epoch(done))
-        excess = 0.0 if self._excess is None else self._excess.item()
+        excess = 0.0 if self._excess is None else gathered(self._excess[None]).max().item()
         self._excess = None
         if excess > 0:
             raise ValueError(f"augment's result leaves the classifier's clip_values by {excess:.3g}{KEEPS}")
@@ -140,8 +142,8 @@ class Augmented(Minibatches):
         """Clip what rounding took out of the box, and note by how much anything else did."""
         if self._box is None:
             return x
-        lower, upper = self._box
-        excess = (torch.maximum(lower - x, x - upper) - rounding_slack(lower, upper)).amax()
+        lower, upper, slack = self._box
+        excess = (torch.maximum(lower - x, x - upper) - slack).amax()
         self._excess = excess if self._excess is None else torch.maximum(self._excess, excess)
         return x.clamp(lower, upper)
 
