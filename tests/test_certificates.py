@@ -423,6 +423,10 @@ def test_the_report_brackets_the_truth(small_digits):
     assert found["certified"] == report.certified_accuracy(0.01) <= report.accuracy(0.01)
     assert (report.radii <= report.distances).all()
     assert "[certified, knapsack] = [" in str(report)
+    wide = evaluate(classifier, x, y, eps=0.9, autoattack=False, knapsack_iter=1, verbose=False)
+    assert wide.certified_accuracy(0.9) == 0.0
+    says = "nothing is certified at this eps" in str(wide)
+    assert says == (wide.accuracy(0.9) > 0)
     silent = evaluate(classifier, x, y, certified=False, autoattack=False, knapsack_iter=5, verbose=False)
     assert silent.radii is None
     assert silent.to_dict()["certified"] is None
