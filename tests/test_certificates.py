@@ -530,6 +530,10 @@ def test_the_report_brackets_the_truth(small_digits):
     assert found["certified"] == report.certified_accuracy(0.01) <= report.accuracy(0.01)
     assert (report.radii <= report.distances).all()
     assert "[certified, knapsack] = [" in str(report)
+    wide = evaluate(classifier, x, y, eps=0.9, autoattack=False, knapsack_iter=1, verbose=False)
+    assert wide.certified_accuracy(0.9) == 0.0
+    says = "nothing is certified at this eps" in str(wide)
+    assert says == (wide.accuracy(0.9) > 0)
     silent = evaluate(classifier, x, y, certified=False, autoattack=False, knapsack_iter=5, verbose=False)
     assert silent.radii is None
     assert silent.to_dict()["certified"] is None
@@ -538,12 +542,12 @@ def test_the_report_brackets_the_truth(small_digits):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_report_says_why_it_has_no_certificate():
-    model = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 3))
+    model = nn.Sequential(nn.LPPool2d(2, 2), nn.Flatten(), nn.Linear(4, 3))
     classifier = make_classifier(model, (1, 4, 4), 3)
     x = np.random.default_rng(0).uniform(size=(6, 1, 4, 4)).astype(np.float32)
     report = evaluate(classifier, x, [0, 1, 2, 0, 1, 2], autoattack=False, knapsack_iter=5, verbose=False)
     assert report.radii is None
-    assert "no certificate: the network holds MaxPool2d" in str(report)
+    assert "no certificate: the network holds LPPool2d" in str(report)
 
 
 class Branching(nn.Module):

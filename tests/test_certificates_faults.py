@@ -161,8 +161,8 @@ def test_what_a_report_computes_unasked_depends_on_units_samples_and_classes(
 def test_a_large_network_is_not_even_looked_at():
     classifier = make_classifier(nn.Sequential(nn.Linear(1024, 1024), nn.MaxPool1d(2)), (1024,), 512)
     assert "a network of 1049600 weights takes long" in why_uncertified(classifier, 1, None)
-    small = make_classifier(nn.Sequential(nn.Linear(64, 64), nn.MaxPool1d(2)), (64,), 32)
-    assert "the network holds MaxPool1d" in why_uncertified(small, 1, None)
+    small = make_classifier(nn.Sequential(nn.Linear(64, 64), nn.LPPool1d(2, 2)), (64,), 32)
+    assert "the network holds LPPool1d" in why_uncertified(small, 1, None)
 
 
 SHAPE = (2, 4, 4)

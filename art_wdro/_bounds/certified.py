@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +18,13 @@ from art_wdro._bounds.jacobians import jacobians, propagate
 from art_wdro._bounds.layers import Node
 from art_wdro._bounds.operator_norms import JacobianNorms
 from art_wdro._bounds.pairs import differences, other_classes
+from art_wdro._bounds.slopes import raised
 from art_wdro._storage.arrays import parts
 
 TURNS = 10
 """Evaluations of the bounds in the search for a radius."""
+SLOPE_STEPS = 10
+"""Gradient steps for the slopes of a bound that is not above 0."""
 PRECISE = 0.01
 """Relative width from which a radius counts as found."""
 NEAR = 1e-4
@@ -68,15 +73,39 @@ class PairConstants:
         return found
 
 
-def margin_bounds(nodes: Sequence[Node], ball: Ball, labels: Tensor, classes: int) -> Tensor:
-    """Bound z_y - z_j for every other class j from below over balls, (B, K - 1)."""
+def margin_bounds(
+    nodes: Sequence[Node], ball: Ball, labels: Tensor, classes: int, *, steps: int = 0, deadline: float = math.inf
+) -> Tensor:
+    """Bound z_y - z_j for every other class j from below over balls, (B, K - 1).
+
+    :param steps: Gradient steps for better slopes where a bound is not above 0.
+    :param deadline: When units are no longer bounded by lines, on the clock of `time.monotonic`.
+    """
     others = other_classes(labels, classes)
     return output_bounds(
-        nodes, ball, lambda part: differences(labels[:, None], others[:, part], classes), others.shape[1]
+        nodes,
+        ball,
+        lambda part: differences(labels[:, None], others[:, part], classes),
+        others.shape[1],
+        functools.partial(raised, steps=steps) if steps else None,
+        deadline,
     )
 
 
-def certain_radii(nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: Tensor, largest: Tensor) -> Tensor:
+class Certain(NamedTuple):
+    """Radii within which no input of the box is classified otherwise.
+
+    :param radii: The radii, (B,): 0 where the sample is misclassified or nothing is certain.
+    :param unfinished: Where the time was over before the search was, (B,).
+    """
+
+    radii: Tensor
+    unfinished: Tensor
+
+
+def certain_radii(
+    nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: Tensor, largest: Tensor, seconds: float = math.inf
+) -> Certain:
     """Find radii within which no input of the box is classified otherwise.
 
     :param nodes: The network.
@@ -84,17 +113,21 @@ def certain_radii(nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: 
     :param labels: Class indices, (B,).
     :param constants: What :class:`PairConstants` returned for each label, (B, K - 1).
     :param largest: Radius beyond which is not searched, (B,).
-    :return: Radii, (B,): 0 where the sample is misclassified or nothing is certain.
+    :param seconds: Time after which what was found so far is returned.
+    :return: The radii.
 
     The least margin's bound falls from the margin itself; where it meets 0 is searched by the Illinois rule between a
     radius where it is positive and one where it is not.
     """
+    deadline = time.monotonic() + seconds
 
     def bounds(radius: Tensor, where: Tensor) -> Tensor:
         found = torch.full_like(constants, -math.inf)
         if where.any():
             balls = ball._replace(radius=radius).rows(where)
-            found[where] = margin_bounds(nodes, balls, labels[where], constants.shape[1] + 1)
+            found[where] = margin_bounds(
+                nodes, balls, labels[where], constants.shape[1] + 1, steps=SLOPE_STEPS, deadline=deadline
+            )
         return found
 
     at_centre = bounds(torch.zeros_like(largest), torch.ones_like(labels, dtype=torch.bool))
@@ -106,7 +139,7 @@ def certain_radii(nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: 
     high, at_high = largest.clone(), torch.full_like(largest, -math.inf)
     for turn in range(TURNS):
         open_ = standing & (high - low > PRECISE * low)
-        if not open_.any():
+        if not open_.any() or time.monotonic() > deadline:
             break
         width = high - low
         crossing = low + width * at_low / (at_low - at_high)
@@ -118,7 +151,8 @@ def certain_radii(nodes: Sequence[Node], ball: Ball, labels: Tensor, constants: 
         at_high, at_low = torch.where(holds, at_high / 2, found), torch.where(holds, found, at_low / 2)
         low = torch.where(open_ & holds, radius, low)
         high = torch.where(open_ & ~holds, radius, high)
-    return torch.where(standing, torch.maximum(low, by_norms.clamp(max=largest)), 0.0)
+    open_ = standing & (high - low > PRECISE * low) & (time.monotonic() > deadline)
+    return Certain(torch.where(standing, torch.maximum(low, by_norms.clamp(max=largest)), 0.0), open_)
 
 
 def worst_losses(nodes: Sequence[Node], ball: Ball, labels: Tensor, classes: int, loss: str) -> Tensor:

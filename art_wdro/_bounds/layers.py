@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,8 @@ Pull = Callable[[Tensor, torch.Size], Tensor]
 FLAT = 1e3
 """Size of an input from which on GELU and SiLU are 0 or the identity in float64."""
 
+BELOW = 1e-300
+"""Where a derivative that jumps at 0 still has its value below 0."""
 SOFTPLUS_LARGEST = 88
 """Largest threshold of a Softplus with bounds: beyond it torch's exponential overflows float32."""
 SOFTPLUS_THRESHOLD = 20
@@ -170,6 +171,35 @@ def _hardtanh(low: float, high: float) -> Activation:
     )
 
 
+def _clamp(low: Any, high: Any) -> Activation:
+    """Return the function that keeps numbers between two ends, each a number or None for none."""
+    ends = [(low, -math.inf), (high, math.inf)]
+    if any(isinstance(end, Tensor) and end.numel() > 1 for end, _ in ends):
+        raise ValueError("the network holds clamp with a tensor; allowed are numbers")
+    least, most = (none if end is None else float(end) for end, none in ends)
+    if not least < most:
+        raise ValueError(f"the network holds clamp with min={least:g} and max={most:g}; needed is min < max")
+    kinks = tuple(end for end in (least, most) if math.isfinite(end))
+    steps = ((0.0,) if math.isfinite(least) else ()) + (1.0,) + ((0.0,) if math.isfinite(most) else ())
+    return Activation(
+        lambda x: x.clamp(least, most), lambda x: ((x > least) & (x < most)).to(x.dtype), kinks=kinks, steps=steps
+    )
+
+
+def _elu(alpha: float, scale: float = 1.0, input_scale: float = 1.0) -> Activation:
+    """Return x above 0 and alpha (e^x - 1) below, whose derivative may jump at 0."""
+    if scale not in (False, 1.0) or input_scale != 1.0 or not alpha > 0:  # torch.nn.functional has `inplace` there
+        raise ValueError(
+            f"the network holds ELU with alpha={alpha:g}, scale={scale:g} and input_scale={input_scale:g}; allowed are "
+            "alpha > 0 and scales of 1"
+        )
+    return Activation(
+        lambda x: torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0.0))),
+        lambda x: torch.where(x >= 0, 1.0, alpha * torch.exp(x.clamp(max=0.0))),
+        turns=(-BELOW, 0.0),
+    )
+
+
 def _softplus(beta: float, threshold: float) -> Activation:
     """Return log(1 + e^(beta x)) / beta.
 
@@ -214,6 +244,7 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.ReLU: lambda m: RELU,
     nn.LeakyReLU: lambda m: _leaky(m.negative_slope),
     nn.ReLU6: lambda m: _hardtanh(0.0, 6.0),
+    nn.ELU: lambda m: _elu(m.alpha),
     nn.Hardtanh: lambda m: _hardtanh(m.min_val, m.max_val),
     nn.Softplus: lambda m: _softplus(m.beta, m.threshold),
     nn.GELU: lambda m: _gelu(m.approximate),
@@ -221,23 +252,21 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.Tanh: lambda m: TANH,
     nn.Sigmoid: lambda m: SIGMOID,
 }
-FUNCTIONS: dict[Any, Callable[..., Activation]] = {
-    torch.abs: lambda: ABSOLUTE,
-    operator.abs: lambda: ABSOLUTE,
+FUNCTIONS: dict[str, Callable[..., Activation]] = {
     "abs": lambda: ABSOLUTE,
-    torch.relu: lambda: RELU,
-    F.relu: lambda inplace=False: RELU,
-    "relu": lambda: RELU,
-    F.leaky_relu: lambda negative_slope=0.01, inplace=False: _leaky(negative_slope),
-    F.relu6: lambda inplace=False: _hardtanh(0.0, 6.0),
-    F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: _hardtanh(min_val, max_val),
-    F.softplus: lambda beta=1, threshold=20: _softplus(beta, threshold),
-    F.gelu: lambda approximate="none": _gelu(approximate),
-    F.silu: lambda inplace=False: SILU,
-    torch.tanh: lambda: TANH,
-    F.tanh: lambda: TANH,
+    "relu": lambda inplace=False: RELU,
+    "leaky_relu": lambda negative_slope=0.01, inplace=False: _leaky(negative_slope),
+    "relu6": lambda inplace=False: _hardtanh(0.0, 6.0),
+    "elu": lambda alpha=1.0, scale=1.0, input_scale=1.0, inplace=False: _elu(alpha, scale, input_scale),
+    "hardtanh": lambda min_val=-1.0, max_val=1.0, inplace=False: _hardtanh(min_val, max_val),
+    "clamp": lambda min=None, max=None: _clamp(min, max),
+    "clip": lambda min=None, max=None: _clamp(min, max),
+    "clamp_min": lambda min: _clamp(min, None),
+    "clamp_max": lambda max: _clamp(None, max),
+    "softplus": lambda beta=1, threshold=20: _softplus(beta, threshold),
+    "gelu": lambda approximate="none": _gelu(approximate),
+    "silu": lambda inplace=False: SILU,
     "tanh": lambda: TANH,
-    torch.sigmoid: lambda: SIGMOID,
-    F.sigmoid: lambda: SIGMOID,
     "sigmoid": lambda: SIGMOID,
 }
+"""Functions, methods and operators by the name that they share."""

@@ -48,8 +48,8 @@ def lipschitz_certificate(
     and widened by a relative 1e-11 after every operation, for what that rounds away.
 
     :param classifier: A `PyTorchClassifier` with finite clip_values, whose network consists of linear layers,
-        convolutions, batch norms, average pools, reshapes, sums, abs, ReLU, LeakyReLU, ReLU6, Hardtanh, Softplus, GELU,
-        SiLU, Tanh or Sigmoid, with preprocessing=(mean, std) or none.
+        convolutions, batch norms, pools, padding, reshapes, indexing, sums, cat, maxima, clamp, abs, ReLU, LeakyReLU,
+        ReLU6, ELU, Hardtanh, Softplus, GELU, SiLU, Tanh or Sigmoid, with preprocessing=(mean, std) or none.
     :param x: Centres of balls, (N, ...); None takes the whole box.
     :param radius: Radius of the balls in input units, one number or (N,); a ball ends at the box.
     :param norm: Ground norm: 1, 2, np.inf or "inf".

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ def certified_radii(
     *,
     largest: Any | None = None,
     batch_size: int | None = None,
+    seconds: float | None = None,
     n: int | None = None,
     noise: str | None = None,
     seed: int = 0,
@@ -58,6 +60,8 @@ def certified_radii(
         attack found save time. None takes the size of the box.
     :param batch_size: Samples bounded at once, or noisy copies in one pass, a matter of memory; None takes 16, or 64
         copies on a CPU and 1024 elsewhere.
+    :param seconds: Time for each sample, after which the best radius so far is taken, with a `UserWarning`; None sets
+        no limit. The network's constants, once for each label, and the bounds at the sample are outside of it.
     :param n: Draws that bound a probability, as in `certify` of ART, of a smoothed classifier alone; None takes 10,000.
     :param noise: "gaussian" or "uniform", of a smoothed classifier alone, with the standard deviation `scale`; None
         takes Gaussian noise, as ART does. Uniform noise is for norm=1.
@@ -84,7 +88,8 @@ def certified_radii(
         return found if largest is None else np.minimum(found, radii_of("largest", largest, len(found)).numpy())
     host.require_pytorch(certified_radii, classifier)
     refuse_draws(n=n, noise=noise)
-    return _bounded_radii(classifier, certified_problem(classifier, x, y), r, largest, batch_size)
+    limit = np.inf if seconds is None else arguments.real("seconds", seconds, 0.0, infinite=True)
+    return _bounded_radii(classifier, certified_problem(classifier, x, y), r, largest, batch_size, limit)
 
 
 def refuse_draws(**asked: object) -> None:
@@ -95,7 +100,12 @@ def refuse_draws(**asked: object) -> None:
 
 
 def _bounded_radii(
-    classifier: PyTorchClassifier, problem: Problem, r: float, largest: Any | None, batch_size: int | None
+    classifier: PyTorchClassifier,
+    problem: Problem,
+    r: float,
+    largest: Any | None,
+    batch_size: int | None,
+    seconds: float,
 ) -> np.ndarray:
     """Return the radii that bounds on the network give, (N,)."""
     batch_size = AT_ONCE if batch_size is None else arguments.integer("batch_size", batch_size, 1)
@@ -104,11 +114,20 @@ def _bounded_radii(
     with together():
         most = radii_of("largest", np.inf if largest is None else largest, len(inputs)).clamp(max=size)
     constants = PairConstants(nodes, Interval(box.lower[None], box.upper[None]), classifier.nb_classes, r)
-    found = torch.zeros(len(inputs), dtype=torch.float64)
+    found, unfinished = torch.zeros(len(inputs), dtype=torch.float64), torch.zeros(len(inputs), dtype=torch.bool)
     for part in parts(len(inputs), batch_size):
         balls = balls_around(inputs[part], most[part], r, box)
         own = torch.stack([constants.of(label) for label in labels[part].tolist()])
-        found[part] = certain_radii(nodes, balls, labels[part], own, most[part])
+        found[part], unfinished[part] = certain_radii(
+            nodes, balls, labels[part], own, most[part], seconds * len(labels[part])
+        )
+    if unfinished.any():
+        warnings.warn(
+            f"seconds is {seconds:g}, which was not enough for {int(unfinished.sum())} of {len(inputs)} samples; their "
+            "radii hold, and may be short",
+            UserWarning,
+            stacklevel=3,
+        )
     found = torch.where(found >= size, math.inf, found)
     with host.undisturbed(classifier, batch_size):  # the classifier itself rounds otherwise
         predicted = predicted_labels(classifier, inputs.float(), 256).cpu()
@@ -125,6 +144,7 @@ def certified_accuracy(
     *,
     confidence: float = 0.999,
     batch_size: int | None = None,
+    seconds: float | None = None,
     n: int | None = None,
     noise: str | None = None,
     seed: int = 0,
@@ -147,6 +167,7 @@ def certified_accuracy(
     :param confidence: Probability, over the noise, with which the accuracy of a smoothed classifier holds; bounds on
         a network always do.
     :param batch_size: As for :func:`certified_radii`, and so the parameters after it.
+    :param seconds: Time for each sample.
     :param n: Draws that bound a probability.
     :param noise: "gaussian" or "uniform".
     :param seed: Of the noise.
@@ -170,7 +191,8 @@ def certified_accuracy(
     else:
         host.require_pytorch(certified_accuracy, classifier)
         refuse_draws(n=n, noise=noise)
-        radii = _bounded_radii(classifier, certified_problem(classifier, x, y), r, None, batch_size)
+        limit = np.inf if seconds is None else arguments.real("seconds", seconds, 0.0, infinite=True)
+        radii = _bounded_radii(classifier, certified_problem(classifier, x, y), r, None, batch_size, limit)
         whole = all_rows(torch.from_numpy(radii))[0].numpy()
         _require_samples(len(whole))
         found = [knapsack(whole, budget, p).accuracy for budget in budgets]

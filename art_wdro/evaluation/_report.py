@@ -199,10 +199,12 @@ class Report:
         ]
         if self.radii is not None:
             ends = self.certified_accuracy(self.eps), self.accuracy(self.eps)
-            notes.append(
-                f"[certified, knapsack] = [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}] %: the truth lies between"
-                + ("" if self.confidence is None else f", with a confidence of {100 * self.confidence:g} %")
+            sure = "" if self.confidence is None else f", with a confidence of {100 * self.confidence:g} %"
+            bracket = (
+                f"[certified, knapsack] = [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}] %: the truth lies between{sure}"
             )
+            # below nothing lies no accuracy
+            notes.append(bracket if ends[0] > 0 or ends[1] == 0 else "nothing is certified at this eps")
         elif self.uncertified is not None:
             notes.append(f"no certificate: {self.uncertified}")
         return notes + [f"Warning: {text}" for text in self.warnings]

@@ -37,6 +37,7 @@ BUDGETS = tuple(round(0.02 * step, 2) for step in range(31))
 SHOWN = (0.0, 0.1, 0.2, 0.3, 0.5)
 """Budgets of the table, of those of the figure."""
 CONFIDENCE = 0.999
+TITLES = {"fashion-mnist": "Fashion-MNIST, a small CNN", "cifar10": "CIFAR-10 (JPEG), a small ResNet"}
 
 
 def bracketed(smoothed: PyTorchRandomizedSmoothing, data: Split, votes: int, gradients: int) -> dict[str, Any]:
@@ -81,7 +82,9 @@ def draw(files: Sequence[Path], file: Path) -> None:
         axes.plot(BUDGETS, high, color="#d55e00", label="attack on the smoothed classifier")
         axes.plot(BUDGETS, low, color="#0072b2", label="certified")
         axes.fill_between(BUDGETS, low, high, color="#0072b2", alpha=0.15, linewidth=0)
-        axes.set(title=found["setting"]["data"], xlabel="budget eps of (W_2, l_2), in input units")
+        axes.set(
+            title=TITLES.get(found["setting"]["data"], "digits"), xlabel="budget eps of (W_2, l_2), in input units"
+        )
         axes.set(ylabel="accuracy in %", xlim=(0, BUDGETS[-1]), ylim=(0, 100))
         axes.legend(fontsize=8)
     write_atomically(file, partial(figure.savefig, dpi=120))
