@@ -6,6 +6,8 @@ from __future__ import annotations
 import copy
 import math
 import os
+import pickle
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -118,6 +120,24 @@ def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarra
     x = (data.images[order, None] / 16).astype(np.float32)
     y = data.target[order]
     return (x[:1297], y[:1297]), (x[1297:], y[1297:])
+
+
+def images(count: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes whose brightness tells their class."""
+    rng = np.random.default_rng(0)
+    y = np.arange(count) % 10
+    return rng.integers(0, 30, (count, *shape), np.uint8) + (20 * y.astype(np.uint8)).reshape(-1, *[1] * len(shape)), y
+
+
+def write_cifar10(directory: Path, monkeypatch: pytest.MonkeyPatch, count: int = 40) -> None:
+    """Write a stand-in for CIFAR-10 in the layout that torchvision reads, without its checksums."""
+    folder = directory / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        x, y = images(count, 3, 32, 32)
+        (folder / name).write_bytes(pickle.dumps({"data": x.reshape(count, -1), "labels": y.tolist()}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
 
 
 @pytest.fixture(scope="session")

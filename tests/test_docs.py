@@ -14,13 +14,14 @@ import click
 import numpy as np
 import pytest
 import torch
+from art.estimators.classification import PyTorchClassifier
 from PIL import Image
 from torch import nn
 
 import art_wdro
 from art_wdro import functional
 from art_wdro._cli.main import cli
-from tests.conftest import digits, make_classifier
+from tests.conftest import digits, images, make_classifier, write_cifar10
 from tests.sources import PACKAGE, SOURCES, Function, definition, names, tree
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +140,18 @@ def test_wrong_benchmarks_are_seen(capsys):
     capsys.readouterr()  # what argparse says
 
 
-def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+def on_cifar10(folder: Path, monkeypatch: pytest.MonkeyPatch) -> PyTorchClassifier:
+    """A network for a stand-in of CIFAR-10, and the stand-in where a page looks for the data set."""
+    write_cifar10(folder / "data", monkeypatch)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10))
+    classifier = make_classifier(model, (3, 32, 32), 10, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
+    x, y = images(40, 3, 32, 32)
+    classifier.fit(x.astype(np.float32) / 255, y, batch_size=40, nb_epochs=300)
+    return classifier
+
+
+def prepare(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """What the snippets take for granted: a classifier, data under their names, files, and one process of torchrun."""
     (x, y), _ = digits()
     torch.manual_seed(0)
@@ -153,7 +165,8 @@ def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
         monkeypatch.setenv(name, str(value))
     signature = inspect.signature(art_wdro.load_robustbench)
-    monkeypatch.setattr(art_wdro, "load_robustbench", lambda *a, **k: (signature.bind(*a, **k), classifier)[1])
+    loaded = on_cifar10(folder, monkeypatch) if page.stem == "cifar10" else classifier
+    monkeypatch.setattr(art_wdro, "load_robustbench", lambda *a, **k: (signature.bind(*a, **k), loaded)[1])
     parts = {"x": (0, 12), "x_train": (0, 32), "x_val": (32, 44), "x_test": (44, 56)}
     names = {name: x[slice(*part)] for name, part in parts.items()}
     labels = {name.replace("x", "y", 1): y[slice(*part)] for name, part in parts.items()}
@@ -162,10 +175,12 @@ def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # robustbench, DistributedDataParallel, and evaluations of twelve images
-@pytest.mark.parametrize("page", [page for page in PAGES if SNIPPETS[page]], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if SNIPPETS[page] and page.stem != "cifar10"], ids=lambda page: page.stem
+)
 def test_snippets_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = prepare(tmp_path, monkeypatch)
+    namespace = prepare(page, tmp_path, monkeypatch)
     state = torch.get_rng_state()
     for snippet in SNIPPETS[page]:
         exec(compile(snippet, str(page), "exec"), namespace)
@@ -176,7 +191,22 @@ def test_snippets_were_found():
     pages = {str(page.relative_to(ROOT)) for page in PAGES if SNIPPETS[page]}
     howto = {str(page.relative_to(ROOT)) for page in ROOT.glob("docs/howto/*.md")}
     assert pages >= howto | {"README.md", "docs/index.md", "docs/certificates.md"}
-    assert len(howto) == 6
+    assert len(howto) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # an evaluation of forty images
+def test_the_quick_start_ends_with_a_report_and_a_figure(tmp_path, monkeypatch):
+    page = ROOT / "docs/howto/cifar10.md"
+    monkeypatch.chdir(tmp_path)
+    namespace = prepare(page, tmp_path, monkeypatch)
+    (snippet,) = SNIPPETS[page]
+    assert len(snippet.splitlines()) <= 12
+    exec(compile(snippet, str(page), "exec"), namespace)
+    report = namespace["report"]
+    assert report.samples == 40
+    assert report.rows[0].accuracy > 0.5 > report.rows[-1].accuracy
+    assert (tmp_path / "cifar10.png").read_bytes().startswith(b"\x89PNG")
 
 
 NUMBERS = re.findall(

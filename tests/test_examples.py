@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import runpy
 import struct
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from art_wdro.trainers._update import Updates
+from tests.conftest import images, write_cifar10
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # a whole minibatch and half of one
@@ -27,13 +27,6 @@ def demo(monkeypatch, tmp_path):
     """The demo's main function, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     return runpy.run_path(str(EXAMPLES / "demo.py"))["main"]
-
-
-def images(count: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes whose brightness tells their class."""
-    rng = np.random.default_rng(0)
-    y = np.arange(count) % 10
-    return rng.integers(0, 30, (count, *shape), np.uint8) + (20 * y.astype(np.uint8)).reshape(-1, *[1] * len(shape)), y
 
 
 def check(output: str, figure: Path) -> None:
@@ -72,14 +65,7 @@ def test_demo_on_fashion_mnist(demo, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_demo_on_cifar10(demo, capsys, tmp_path, monkeypatch):
-    folder = tmp_path / "sets/cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    for name, count in [(f"data_batch_{i}", 40) for i in range(1, 6)] + [("test_batch", 40)]:
-        x, y = images(count, 3, 32, 32)
-        (folder / name).write_bytes(pickle.dumps({"data": x.reshape(count, -1), "labels": y.tolist()}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    # the files are not the published ones, so their checksums differ
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    write_cifar10(tmp_path / "sets", monkeypatch)
     demo([*QUICK, "--data", "cifar10", "--data-dir", "sets"])
     check(capsys.readouterr().out, tmp_path / "runs/demo.png")
 

@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def test_the_command_line_says_what_it_is_without_torch_and_art():
         assert run("-c", script).stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("argument", ["--version", "--help"])
+def test_the_command_line_says_what_it_is_within_half_a_second(argument):
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        run("-m", "art_wdro", argument)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5  # the least, since other work on the machine only adds
+
+
 def test_help_says_of_a_command_what_the_command_says():
     assert {path.stem for path in (ROOT / "art_wdro/_cli").glob("*.py")} >= set(COMMANDS)
     context = click.Context(cli)
@@ -118,6 +130,14 @@ def test_hints_of_what_to_install_come_from_one_place_and_name_extras():
     named = {name for text in texts.values() for name in re.findall(r"install\(['\"](\w+)", text)}
     assert named >= {"cli", "demo", "plots"}
     assert named <= set(config["options.extras_require"])
+
+
+def test_the_extra_all_is_what_users_can_need():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = {name: set(text.split("\n")) - {""} for name, text in config["options.extras_require"].items()}
+    tools = {"test", "docs", "package", "bench"}
+    assert extras["all"] == set().union(*(extras[name] for name in set(extras) - {"all"} - tools))
 
 
 def test_the_changelog_leads_up_to_the_version():

@@ -120,7 +120,8 @@ class WassersteinPGD(WassersteinAscent):
     `AdversarialTrainer` and loops over loaders call it, every batch has a budget of its own. ART's `AutoAttack`
     discards moves beyond eps sample by sample, so that inside it this attack loses what it gained.
 
-    W-PGD is a heuristic and leaves more accuracy than the worst distribution does: quote :class:`WassersteinKnapsack`.
+    W-PGD is a heuristic and leaves more accuracy than the worst distribution does: quote :class:`WassersteinKnapsack`
+    (docs/index.md has a table of which attack when).
     On networks that are not robust, `loss="ce"` pays for samples that are lost already, and pointwise PGD may leave
     less.
 
@@ -219,7 +220,8 @@ class WassersteinFGM(WassersteinAscent):
     A first-order formula: on networks that are not robust its one step gives steep samples far more than flips them,
     and it leaves more accuracy than pointwise FGM of the same eps. With `lengths="least"` every sample goes the least
     of some lengths along its gradient that flips it, and the budget goes to the cheapest: that never leaves more than
-    pointwise FGM. The figure to quote is that of :class:`WassersteinKnapsack` either way.
+    pointwise FGM. The figure to quote is that of :class:`WassersteinKnapsack` either way (docs/index.md has a table of
+    which attack when).
 
     With `lengths="least"`, `generate` sets `distances_`, (N,): the lengths, in input units, 0 where a sample is
     misclassified already and inf where none flips it.
