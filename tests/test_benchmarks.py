@@ -280,12 +280,20 @@ def gpu(found: Any) -> None:
     assert all(rate > 0 for rate in parts["training, two convolutions"].values())
 
 
+def optimality(found: Any) -> None:
+    rows = [row for row in found["rows"] if row["attack"] == "ours"]
+    assert [row["norm"] for row in rows] == ["inf", "2.0", "1.0"]
+    assert all(0 < row["optimality"] <= 1 for row in found["rows"])
+    assert all(0 < row["gradients"] <= 30 for row in rows)
+
+
 CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.brackets": brackets,
     "attacks.certificates": certificates,
     "attacks.evaluation": evaluation,
     "attacks.least_distances": least_distances,
     "attacks.one_step": one_step,
+    "attacks.optimality": optimality,
     "attacks.smoothing": smoothing,
     "attacks.split_mass": split_mass,
     "margin.analysis": margin_analysis,

@@ -49,9 +49,12 @@ class Images(NamedTuple):
     y: Tensor
 
 
-def correct_images(name: str, directory: Any, samples: int) -> Images:
-    """Return those of some test images that the robust network classifies correctly."""
-    model = robust_network(name, directory).model.cpu().eval().requires_grad_(False)
+def correct_images(
+    name: str, directory: Any, samples: int, network: Callable[[], torch.nn.Module] | None = None
+) -> Images:
+    """Return those of some test images that a network, else the robust one, classifies correctly."""
+    model = robust_network(name, directory).model if network is None else network()
+    model = model.cpu().eval().requires_grad_(False)
     classifier, counter = classifier_of(model, DATA[name].shape), Counter(model)
     data = load(name, directory, train=False)
     x, y = torch.from_numpy(data.x[:samples]), torch.from_numpy(data.y[:samples])
@@ -146,6 +149,21 @@ def scored(images: Images, run: Callable[[], Any], r: float) -> dict[str, float]
     :param r: The ground norm.
     :return: Median distance, mean over the points that are misclassified, their share, gradients a sample, seconds.
     """
+    found = scored_distances(images, run, r)
+    lengths = np.asarray(found.pop("distances"))
+    reached = np.isfinite(lengths)
+    middle = float(np.sort(lengths)[(len(lengths) - 1) // 2])
+    return {"median": middle, "mean": float(lengths[reached].mean()), "found": float(reached.mean()), **found}
+
+
+def scored_distances(images: Images, run: Callable[[], Any], r: float) -> dict[str, Any]:
+    """Run a method once and measure the points it returns.
+
+    :param images: What it attacks.
+    :param run: The method.
+    :param r: The ground norm.
+    :return: Distances, inf where a point is not misclassified; gradients a sample, seconds.
+    """
     torch.manual_seed(0)
     np.random.seed(0)
     images.counter.gradients = 0
@@ -154,10 +172,4 @@ def scored(images: Images, run: Callable[[], Any], r: float) -> dict[str, float]
     flipped = images.classifier.model(points).argmax(1) != images.y
     lengths = torch.linalg.vector_norm((points - images.x).flatten(1).double(), ord=r, dim=1)
     lengths[~flipped] = torch.inf
-    return {
-        "median": lengths.median().item(),
-        "mean": lengths[flipped].mean().item(),
-        "found": flipped.double().mean().item(),
-        "gradients": gradients,
-        "seconds": seconds,
-    }
+    return {"distances": lengths.tolist(), "gradients": gradients, "seconds": seconds}

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Minimum-norm attacks ranked as AttackBench ranks them: by optimality against the best of all, sample by sample.
+
+    pip install --no-deps adv-lib==0.2.8
+    python -m benchmarks.attacks.optimality cifar10 --data-dir DIR
+
+Every attack gets the same forward plus backward passes a sample, and settings that the benchmark ranks. Local
+optimality is the area between the clean accuracy and an attack's curve of accuracy over eps, as a part of that area for
+the least distances of all attacks. `--network module:function` takes a network of yours.
+
+Source: Cina et al., AttackBench: evaluating gradient-based attacks for adversarial examples, AAAI 2025,
+arXiv:2404.19460, equations (4) and (5).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import types
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from art_wdro._reproduction.machine import machine
+from art_wdro.functional import least_distances
+from benchmarks._cells import Cells, cells_of
+from benchmarks._command import command, parsed, with_data
+from benchmarks._files import documented, keep
+from benchmarks._tables import Table
+from benchmarks.attacks._rivals import MOST, NORMS, Images, correct_images, installed, scored_distances
+
+OURS = "ours"
+Attack = Callable[[], Any]
+
+
+def area(distances: np.ndarray, most: float) -> float:
+    """Return the area under the accuracy on correctly classified samples over budgets up to the largest, exactly.
+
+    >>> area(np.array([0.5, 2.0, np.inf]), 1.0)
+    0.8333333333333334
+    """
+    return float(np.minimum(distances, most).mean())
+
+
+def optimality(distances: np.ndarray, best: np.ndarray) -> float:
+    """Return an attack's local optimality: 1 where it finds the best distances, 0 where it finds none.
+
+    :param distances: What it found of correctly classified samples, (N,), inf where nothing.
+    :param best: The least of all attacks, (N,); the area goes to the largest finite one.
+    """
+    most = float(best[np.isfinite(best)].max())
+    return (most - area(distances, most)) / (most - area(best, most))
+
+
+def contestants(images: Images, r: float, passes: int, libraries: set[str]) -> dict[str, Attack]:
+    """Return the attacks under a ground norm, each with so many forward plus backward passes a sample."""
+    model, x, y, steps = images.classifier.model, images.x, images.y, passes // 2
+
+    def ours() -> Tensor:
+        return least_distances(model, x, y, r=r, max_iter=steps).points
+
+    found: dict[str, Attack] = {OURS: ours}
+    if "adv_lib" not in libraries:
+        return found
+    sys.modules.setdefault("visdom", types.ModuleType("visdom"))  # imported to draw
+    from adv_lib.attacks import alma, ddn, fmn, pdpgd, sdf, tr
+    from adv_lib.attacks.auto_pgd import minimal_apgd
+    from adv_lib.attacks.fast_adaptive_boundary import fab
+
+    # as the benchmark's registry sets them: alpha of 10 under l_inf
+    found["FMN"] = lambda: fmn(model, x, y, norm=r, steps=steps, α_init=10.0 if np.isinf(r) else 1.0)
+    # a step compares all classes, nine backward passes and a forward one
+    found["FAB"] = lambda: fab(model, x, y, norm=r, n_iter=max(1, passes // 11))
+    bisected = partial(minimal_apgd, model, x, y, norm=r, max_eps=MOST[r], binary_search_steps=10)
+    found["Auto-PGD bisected"] = lambda: bisected(n_iter=max(2, steps // 10), loss_function="dlr")
+    # one run for each of nine classes
+    found["targeted Auto-PGD bisected"] = lambda: bisected(n_iter=max(2, steps // 90), targeted_version=True)
+    found["PDPGD"] = lambda: pdpgd(model, x, y, norm=r, num_steps=steps)
+    if r != np.inf:
+        distance, rate = ("l1", 0.5) if r == 1.0 else ("l2", 0.1)
+        found["ALMA"] = lambda: alma(model, x, y, distance=distance, num_steps=steps, init_lr_distance=rate)
+    if r != 1.0:
+        # a step compares all classes
+        found["TR"] = lambda: tr(model, x, y, p=r, iter=max(1, passes // 11), adaptive=True)
+    if r == 2.0:
+        found["DDN"] = lambda: ddn(model, x, y, steps=steps, levels=None)
+        found["SuperDeepFool"] = lambda: sdf(model, x, y, steps=max(1, passes // 11))
+    return found
+
+
+def ranked(images: Images, r: float, passes: int, libraries: set[str], cells: Cells) -> list[dict[str, Any]]:
+    """Run all attacks under a ground norm, and return a row each, the best one first."""
+    found = {}
+    for name, run in contestants(images, r, passes, libraries).items():
+        cell = {"norm": str(r), "passes": passes, "attack": name}
+        found[name] = cells.run(cell, partial(scored_distances, images, run, r))
+    distances = {name: np.asarray(cell["distances"]) for name, cell in found.items()}
+    best = np.minimum.reduce([*distances.values()])
+    rows = [
+        {
+            "norm": str(r),
+            "passes": passes,
+            "attack": name,
+            "optimality": optimality(own, best),
+            "median": float(np.median(own)),
+            "gradients": found[name]["gradients"],
+            "seconds": found[name]["seconds"],
+        }
+        for name, own in distances.items()
+    ]
+    return sorted(rows, key=lambda row: -row["optimality"])
+
+
+def network_of(name: str | None) -> Callable[[], torch.nn.Module] | None:
+    """Return the function that a word module:function names."""
+    if name is None:
+        return None
+    module, _, function = name.partition(":")
+    found: Callable[[], torch.nn.Module] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    found = with_data(command(__doc__))
+    found.add_argument("--samples", type=int, default=500)
+    found.add_argument(
+        "--passes", type=int, nargs="+", default=[100, 200, 2000], help="forward plus backward, a sample"
+    )
+    found.add_argument("--norms", type=float, nargs="+", default=[*NORMS], help="inf, 2 and 1")
+    found.add_argument("--network", help="module:function that returns a network for the images, which is run")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Rank the attacks on one network."""
+    args = parsed(parser(), arguments, samples=20, passes=[60])
+    libraries = installed(args.quick) & {"adv_lib"}
+    images = correct_images(args.name, args.data_dir, args.samples, network_of(args.network))
+    print(machine())
+    shown = Table("norm", "passes", "attack", "optimality", "median", "gradients", "seconds")
+    rows = []
+    with cells_of(args, "optimality") as cells:
+        for r in args.norms:
+            for passes in args.passes:
+                for row in ranked(images, r, passes, libraries, cells):
+                    rows.append(row)
+                    figures = (f"{row['optimality']:.4f}", f"{row['median']:.4g}", f"{row['gradients']:.0f}")
+                    shown.row(row["norm"], passes, row["attack"], *figures, f"{row['seconds']:.1f}")
+        keep(args.json, documented({"network": args.network or args.name, "samples": len(images.x)}, rows=rows))
+
+
+if __name__ == "__main__":
+    main()
