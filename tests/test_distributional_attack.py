@@ -111,6 +111,19 @@ def test_gradients_are_those_of_all_probes_and_of_the_pursuit(linear):
     adversarial = attack.generate(linear.x, linear.y)
     assert adversarial_accuracy(linear.classifier, adversarial, linear.y, eps=0.0) == pytest.approx(0.9)
     assert attack.gradients_ == pytest.approx(0.9 * (3 * 4 + 7))
+    # who falls to a probe is not pursued
+    attack.set_params(eps=0.9)
+    adversarial = attack.generate(linear.x, linear.y)
+    assert adversarial_accuracy(linear.classifier, adversarial, linear.y, eps=0.0) == 0
+    assert attack.gradients_ == pytest.approx(0.9 * 3 * 4)
+
+
+def test_the_end_of_the_way_counts(linear):
+    """A single step to the corner of a ball that holds all classes."""
+    attack = WassersteinDistributionalAttack(linear.classifier, eps=0.9, classes=1, max_iter=1, verbose=False)
+    adversarial = attack.generate(linear.x, linear.y)
+    assert adversarial_accuracy(linear.classifier, adversarial, linear.y, eps=0.0) == 0
+    assert attack.gradients_ == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(

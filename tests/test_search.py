@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from art_wdro import functional
-from art_wdro._solvers.margins import CERTAIN
+from art_wdro._solvers.margins import CERTAIN, LEADING, Margins
 from tests.conftest import NORMS, digits, on_device
 
 pytestmark = pytest.mark.slow
@@ -203,6 +203,22 @@ def test_each_class_is_searched_in_its_turn():
 
     found = functional.least_distances(logits_of, torch.zeros(1, 4), torch.tensor([0]), r=2.0, box=None, max_iter=300)
     assert found.distances.item() == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("max_iter", "fruitless"), [(299, 2), (449, 2), (600, 4), (1500, 10)])
+def test_gradients_allowed_buy_runs_from_elsewhere(max_iter, fruitless):
+    """Two classes on a line need 18 + 1 + 16 gradients; what comes after brings nothing."""
+    x = torch.tensor([[0.2]])
+    found = functional.least_distances(lambda x: torch.cat([-x, x - 1], 1), x, torch.tensor([0]), max_iter=max_iter)
+    assert found.gradients == 18 + 1 + 16 + 25 * fruitless
+
+
+def test_the_leading_class_is_the_largest_of_the_others():
+    box = torch.zeros(()), torch.ones(())
+    margins = Margins(lambda x: x, torch.rand(3, 4), torch.tensor([0, 3, 1]), 2.0, box, None)
+    logits = torch.tensor([[9.0, 1.0, 3.0, 2.0], [4.0, 6.0, 5.0, 7.0], [8.0, 0.0, 1.0, 2.0]])
+    target = torch.tensor([LEADING, LEADING, 2])
+    assert margins.margins_to(target, logits).tolist() == [3.0 - 9.0, 6.0 - 7.0, 1.0 - 0.0]
 
 
 def test_a_class_beyond_what_is_worthwhile_costs_nothing():
