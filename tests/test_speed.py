@@ -18,6 +18,7 @@ from art_wdro import (
     WassersteinDistributionalAttack,
     WassersteinFGM,
     WassersteinKnapsack,
+    WassersteinMarginTrainer,
     WassersteinPGD,
 )
 from art_wdro._solvers.ascent import ascend, step_lengths
@@ -26,7 +27,7 @@ from art_wdro._solvers.objective import Objective
 from art_wdro._storage import arrays
 from art_wdro._threat.threat import Threat
 from art_wdro.losses import attack_objective
-from tests.conftest import NORMS, digits, linear_problem, make_classifier
+from tests.conftest import NORMS, digits, linear_problem, make_classifier, weights
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -111,6 +112,26 @@ def test_compile_gives_the_same(digits_classifier, monkeypatch, name):
     assert attacks[0].gradients_ == pytest.approx(attacks[1].gradients_, rel=0.02)
     assert 1 <= graphs.frame_count <= 10  # with and without gradient, for each size
     assert not hasattr(digits_classifier.model, "_orig_mod")
+
+
+@pytest.mark.parametrize("kind", [DistributionalTRADESTrainer, WassersteinMarginTrainer])
+def test_a_trainer_compiles_its_attack_alone(digits_classifier, monkeypatch, kind):
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **how: compiler(model, backend=graphs, dynamic=how["dynamic"]))
+    digits_classifier.model.dropout.p = 0.0
+    x, y = (part[:64] for part in digits()[0])
+    start, found = weights(digits_classifier), []
+    for compiled in (False, True):
+        digits_classifier.model.load_state_dict(start)
+        assert graphs.frame_count == 0
+        kind(digits_classifier, eps=0.1, max_iter=3, seed=0, verbose=False, compile=compiled).fit(
+            x, y, batch_size=32, nb_epochs=1
+        )
+        found.append(weights(digits_classifier))
+    assert graphs.frame_count >= 1
+    for name, values in found[0].items():
+        torch.testing.assert_close(found[1][name], values, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -78,6 +78,7 @@ class WassersteinMarginTrainer(FineTuner):
         weight_perturbation: float = 0.0,
         max_grad_norm: float | None = None,
         summary_writer: bool | str | SummaryWriter = False,
+        compile: bool = False,
     ) -> None:
         """Create the trainer.
 
@@ -105,6 +106,8 @@ class WassersteinMarginTrainer(FineTuner):
         :param max_grad_norm: Norm to which a longer gradient is cut; None cuts none.
         :param summary_writer: TensorBoard, as for ART's attacks: True writes to runs/DATE_HOST-fit, a string to that
             folder, and a `SummaryWriter` of ART is used as it is. Figures of minibatches are those of the first rank.
+        :param compile: Run the search's passes through `torch.compile`, as for :class:`WassersteinPGD`, and not the
+            update's.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
@@ -129,12 +132,15 @@ class WassersteinMarginTrainer(FineTuner):
         self._budgets = arguments.integer("budgets", budgets, 1)
         self._window = arguments.integer("window", window, 1)
         self._precision = arguments.choice("precision", precision, tuple(PRECISIONS))
+        self._compile = arguments.flag("compile", compile)
 
     def _method(self, updates: Updates, minibatches: Minibatches) -> Method:
         return DualDescent(self, updates)
 
     def _settings(self) -> dict[str, Any]:
-        return super()._settings() | {name: getattr(self, f"_{name}") for name in ("budgets", "window", "precision")}
+        return super()._settings() | {
+            name: getattr(self, f"_{name}") for name in ("budgets", "window", "precision", "compile")
+        }
 
 
 class DualDescent(Method):
@@ -145,7 +151,9 @@ class DualDescent(Method):
         self._updates, self._classifier = updates, trainer._classifier
         self._beta, common = trainer._beta, trainer._common
         self._eps, self._p, self._r, self._max_iter = common.eps, common.p, common.norm, common.max_iter
-        self._logits_of = host.logits_of(self._classifier, training=True, precision=trainer._precision)
+        self._logits_of = host.logits_of(
+            self._classifier, training=True, precision=trainer._precision, compiled=trainer._compile
+        )
         self._box = host.box(self._classifier)
         self._thresholds = RunningThresholds(self._eps, self._p, trainer._budgets, trainer._window)
 

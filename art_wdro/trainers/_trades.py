@@ -99,6 +99,7 @@ class DistributionalTRADESTrainer(FineTuner):
         weight_perturbation: float = 0.0,
         max_grad_norm: float | None = None,
         summary_writer: bool | str | SummaryWriter = False,
+        compile: bool = False,
     ) -> None:
         """Create the trainer.
 
@@ -140,6 +141,8 @@ class DistributionalTRADESTrainer(FineTuner):
         :param max_grad_norm: Norm to which a longer gradient is cut; None cuts none.
         :param summary_writer: TensorBoard, as for ART's attacks: True writes to runs/DATE_HOST-fit, a string to that
             folder, and a `SummaryWriter` of ART is used as it is. Figures of minibatches are those of the first rank.
+        :param compile: Run the attack's passes through `torch.compile`, as for :class:`WassersteinPGD`, and not the
+            update's.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
@@ -181,6 +184,7 @@ class DistributionalTRADESTrainer(FineTuner):
         self._window = arguments.integer("window", window, 1)
         self._eps_step = None if eps_step is None else arguments.real("eps_step", eps_step, 0.0, open_low=True)
         self._precision = arguments.choice("precision", precision, tuple(PRECISIONS))
+        self._compile = arguments.flag("compile", compile)
         self._loss = loss
         attack_objective(loss)
 
@@ -188,7 +192,17 @@ class DistributionalTRADESTrainer(FineTuner):
         return AlgorithmOne(self, updates, minibatches)
 
     def _settings(self) -> dict[str, Any]:
-        names = ("gamma", "eta", "upsilon", "sample_fraction", "attack_label", "window", "precision", "consistency")
+        names = (
+            "gamma",
+            "eta",
+            "upsilon",
+            "sample_fraction",
+            "attack_label",
+            "window",
+            "precision",
+            "compile",
+            "consistency",
+        )
         own = {name: getattr(self, f"_{name}") for name in names}
         loss = {"loss": self._loss}
         own |= loss if isinstance(self._loss, str) else host.described_parts(self._classifier, loss)
@@ -227,7 +241,9 @@ class AlgorithmOne(Method):
         self._classifier: PyTorchClassifier = trainer._classifier
         self._eps, self._p, self._r = trainer._common.eps, trainer._common.p, trainer._common.norm
         self._steps, self._consistency = trainer._steps(), CONSISTENCIES[trainer._consistency]
-        logits_of = host.logits_of(self._classifier, training=True, precision=trainer._precision)
+        logits_of = host.logits_of(
+            self._classifier, training=True, precision=trainer._precision, compiled=trainer._compile
+        )
         self._objective, self._pointwise = Objective.of(logits_of, trainer._loss), Objective.of(logits_of, "ce")
         self._box = host.box(self._classifier)
         self._running = RunningUpsilon(trainer._eta, self._p, trainer._window)
