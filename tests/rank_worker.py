@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from art.defences.preprocessor import Mixup
+from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -77,6 +78,13 @@ def certify(x: np.ndarray, y: np.ndarray, rank: int) -> dict[str, np.ndarray]:
         "given": loss_certificate(classifier, x, y, 2, 2, 0.05, "margin", constant=constant),
         "exact": lipschitz_certificate(classifier, x, 0.1, 2, seconds=1).exact,
     }
+    smoothed = PyTorchRandomizedSmoothing(
+        classifier.model, nn.CrossEntropyLoss(), (30,), 5, clip_values=(0, 1), device_type="cpu", sample_size=50
+    )
+    found["votes"] = certified_radii(smoothed, x, y, 2, n=300)
+    found["by votes"] = certified_accuracy(smoothed, x, y, 2, 2, [0.02, 0.05], n=300)
+    report = evaluate(smoothed, x, y, norm=2, eps=0.05, n=300, knapsack_iter=20)
+    found["report"] = np.array([report.certified_accuracy(0.05), report.samples, report.failed, len(report.distances)])
     return {name: np.asarray(value) for name, value in found.items()}
 
 

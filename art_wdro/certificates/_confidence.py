@@ -7,8 +7,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import betaincinv, ndtri
-from scipy.stats import binom
+from scipy.special import bdtrc, betaincinv, ndtri
 
 SAFETY = 1e-9
 """Relative amount by which probabilities and radii are lowered, for what float64 rounds."""
@@ -50,7 +49,8 @@ def radii_of_probabilities(least: np.ndarray, scale: float, kind: str) -> np.nda
 
 def failures(count: int, alpha: float, risk: float) -> int:
     """Return how many of `count` radii, each too long with probability alpha at most, are so but with the risk."""
-    return int(binom.isf(risk, count, alpha)) if count else 0
+    more = bdtrc(np.arange(count + 1.0), count, alpha)  # the probability of more failures than each number
+    return int(np.argmax(more <= risk))
 
 
 def accuracy_left(surer: np.ndarray, longer: np.ndarray, failed: int, eps: float, p: float) -> float:

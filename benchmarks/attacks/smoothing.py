@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Brackets of smoothed classifiers under W_2 and l_2: certified by votes from below, attacked from above.
 
-    python -m benchmarks.attacks.smoothing fashion-mnist --data-dir DIR --json docs/results/smoothing_fashion_mnist.json
-    python -m benchmarks.attacks.smoothing cifar10 --data-dir DIR --json docs/results/smoothing_cifar10.json
-    python -m benchmarks.attacks.smoothing --draw docs/results/smoothing_*.json --figure docs/smoothing.png
+    python -m benchmarks.attacks.smoothing fashion-mnist --data-dir DIR --json A.json
+    python -m benchmarks.attacks.smoothing cifar10 --data-dir DIR --json B.json
+    python -m benchmarks.attacks.smoothing cifar10 --draw A.json B.json --figure docs/smoothing.png
 
 The networks are those of benchmarks/networks/noisy.py, trained if need be. ART's own `certify` is timed beside, with
 scipy's Clopper-Pearson bound, since statsmodels need not be there.
