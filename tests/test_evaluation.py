@@ -74,9 +74,14 @@ def test_stronger_attacks_leave_less(report):
 
 def test_forms_of_the_report(report, tmp_path):
     text, markdown, data = str(report), report.to_markdown(), json.loads(report.to_json())
+    html = report._repr_html_()
     for row in report.rows:
         assert row.attack in text
-        assert f"| {row.threat} | {row.attack} | {100 * row.accuracy:.1f} |" in markdown
+        low, high = report.intervals[row.attack]
+        assert low <= row.accuracy <= high
+        shown = f"{100 * row.accuracy:.1f} ± {100 * max(high - row.accuracy, row.accuracy - low):.1f}"
+        assert f"| {row.threat} | {row.attack} | {shown} |" in markdown
+        assert f"<td>{shown}</td>" in html
     assert data["attacks"][0]["threat"] == "clean"
     assert data["attacks"][0]["order"] is None
     assert data["attacks"][1]["order"] == "inf"
