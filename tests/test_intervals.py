@@ -25,7 +25,7 @@ from art_wdro.evaluation._subset import stratified
 
 SAMPLES, REPEATS = 200, 200
 COST = 8.0
-"""Costs (d / eps)^p are uniform on [0, COST]: the budget flips all below sqrt(2 COST) = COST / 2, half of the samples."""
+"""Costs (d / eps)^p are uniform on [0, COST]: the budget flips all below sqrt(2 COST) = COST / 2, half of them."""
 SPREAD = math.sqrt(1 / 6 - 1 / 16)
 """Standard deviation of (1 - lambda d^p)_+ at the best lambda, which is that of the accuracy times sqrt(N)."""
 

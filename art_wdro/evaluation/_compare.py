@@ -15,7 +15,8 @@ import numpy as np
 
 from art_wdro.evaluation._forms import markdown_lines
 from art_wdro.evaluation._intervals import holm, mcnemar, p_value, resampled
-from art_wdro.evaluation._loaded import Loaded, Standing
+from art_wdro.evaluation._loaded import CERTIFIED, Loaded, Standing
+from art_wdro.evaluation._report import KNAPSACK
 
 SIGNIFICANT = 0.05
 """Chance with which anything is called changed where nothing is."""
@@ -110,7 +111,8 @@ def compare(first: Loaded, second: Loaded, seed: int = 0) -> Comparison:
             tests.append("McNemar")
             chances.append(mcnemar(one > 0, other > 0))
         else:
-            tests.append("pairs, bootstrap" if paired else "two draws, bootstrap")
+            what = "distances" if key[1] in (KNAPSACK, CERTIFIED) and key[0] != "W_inf" else "shares"
+            tests.append(f"bootstrap of {'pairs of ' if paired else ''}{what}")
             fewest = min(len(first.distances), len(second.distances))
             chances.append(max(p_value(differences), 2.0 ** (1 - fewest)))  # no test of signs has less
     changes = [

@@ -73,10 +73,13 @@ def load_report(path: Path) -> Loaded:
     try:
         distances = _numbers(data["distances"], data["samples"], "distances")
         _require(len(distances) > 0, "it has no samples")
+        _require(isinstance(data.get("versions", {}), dict), "its versions are no object")
+        _require(isinstance(data.get("warnings", []), list), "its warnings are no list")
+        float(data["norm"])
         return Loaded(str(path), data, distances, dict(_rows(data, distances)))
     except KeyError as error:
         raise ValueError(f"'{path}' is no report: it lacks {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise ValueError(f"'{path}' is no report: {error}") from error
 
 
@@ -94,29 +97,32 @@ def _numbers(values: Any, samples: Any, name: str) -> np.ndarray:
 
 
 def _rows(data: dict[str, Any], distances: np.ndarray) -> Iterator[tuple[tuple[str, str], Standing]]:
+    """Read the rows, that of the certificate too."""
     samples, eps, p = data["samples"], float(data["eps"]), float(data["p"])
     _require(eps >= 0 and p >= 1, f"its eps is {eps} and its p {p}")
     for row in data["attacks"]:
         accuracy = math.nan if row["accuracy"] is None else float(row["accuracy"])
         _require(not (accuracy < 0 or accuracy > 1), f"an accuracy of it is {accuracy}")
-        interval = None if row.get("interval") is None else (float(row["interval"][0]), float(row["interval"][1]))
-        shares = data.get("standing", {}).get(row["attack"])
-        alone = row["threat"] in ("clean", "W_inf")
-        if row["attack"] == KNAPSACK and not alone:
-            figure, shares = _moved(distances, accuracy, eps, p), None
-        else:
-            known = shares is not None
-            shares = _numbers(shares, samples, "shares") if known else np.arange(samples) < np.rint(accuracy * samples)
-            figure, shares = mean_of(shares), shares if known and alone else None
+        interval, alone = _interval(row.get("interval")), row["threat"] in ("clean", "W_inf")
+        if row["attack"] == KNAPSACK:
+            figure, shares = _filled(distances, accuracy, eps, p)
+        elif "format" in data and not math.isnan(accuracy):
+            shares = _numbers(data["standing"][row["attack"]], samples, "shares")
+            figure, shares = mean_of(shares), shares if alone else None
+        else:  # samples unknown, compared with those of no other report one by one
+            figure, shares = mean_of(np.arange(samples) < np.rint(accuracy * samples)), None
         yield (row["threat"], row["attack"]), Standing(accuracy, interval, figure, shares)
     if data.get("radii") is not None:
-        ends, accuracy = data.get("certified_interval"), float(data["certified"])
-        figure = _moved(_numbers(data["radii"], samples, "radii"), accuracy, eps, p)
-        interval = None if ends is None else (float(ends[0]), float(ends[1]))
-        yield (f"W_{p:g}", CERTIFIED), Standing(accuracy, interval, figure, None)
+        accuracy, radii = float(data["certified"]), _numbers(data["radii"], samples, "radii")
+        interval = _interval(data.get("certified_interval"))
+        yield (f"W_{p:g}", CERTIFIED), Standing(accuracy, interval, *_filled(radii, accuracy, eps, p))
 
 
-def _moved(distances: np.ndarray, accuracy: float, eps: float, p: float) -> Figure:
-    """Return the knapsack's accuracy as a figure of draws, moved to that which the report has."""
+def _interval(ends: Any) -> tuple[float, float] | None:
+    return None if ends is None else (float(ends[0]), float(ends[1]))
+
+
+def _filled(distances: np.ndarray, accuracy: float, eps: float, p: float) -> tuple[Figure, np.ndarray | None]:
+    """Return the knapsack's accuracy as a figure of draws, moved to that of the report, and shares that stand alone."""
     figure, by = knapsack_of(distances, eps, p), accuracy - knapsack_accuracy(distances, eps, p)
-    return lambda counts: figure(counts) + by
+    return lambda counts: figure(counts) + by, (distances > eps).astype(float) if math.isinf(p) else None

@@ -202,6 +202,7 @@ def smoothed_report(
         surer=surer,
         failed=failed,
         confidence=confidence,
+        standing={clean.attack: all_rows(torch.from_numpy(estimates.right).double())[0].numpy()},
     )
     return report, {clean.attack: x, row.attack: points}
 
