@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from art_wdro.evaluation._report import markdown_lines
+from art_wdro.evaluation._forms import markdown_lines
 
 
 class Table:

@@ -64,6 +64,10 @@ def attack(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
     found["bounds"] = np.array(accuracy_bounds(classifier, x, y, eps=0.03))
     report = evaluate(classifier, x, y, eps=0.03, knapsack_iter=20, verbose=False)
     found["report"] = np.array([row.accuracy for row in report.rows] + [report.upsilon, report.samples])
+    part = evaluate(classifier, x, y, eps=0.03, knapsack_iter=20, samples=24, seed=5, verbose=False)
+    found["part"] = np.array([row.accuracy for row in part.rows] + [part.samples, part.drawn_from, *part.indices])
+    found["digest"] = np.array([*bytes.fromhex(part.provenance["data_sha256"])])
+    found["standing"] = np.stack([*part.standing.values()])
     return {name: np.asarray(value) for name, value in found.items()}
 
 

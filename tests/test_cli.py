@@ -22,7 +22,7 @@ from torch import nn
 
 from art_wdro._cli.checks import chance_warning, check_eps
 from art_wdro._cli.main import main
-from art_wdro._sources.data import draw, load_data
+from art_wdro._sources.data import load_data
 from art_wdro._sources.networks import load_classifier
 from art_wdro._storage import files
 from tests.conftest import DigitsNetwork, digits
@@ -102,6 +102,10 @@ def test_evaluate(folder, model, capsys):
     assert found["complete"]
     assert found["samples"] == len(found["indices"]) == 40
     assert found["eps"] == 0.05
+    assert found["drawn_from"] == 120
+    labels = np.load("digits.npz")["y"]
+    drawn = np.bincount(labels[found["indices"]], minlength=10)
+    assert (abs(drawn - np.bincount(labels) / 3) < 1).all()  # every class in proportion
     assert Path("a.md").read_text().startswith("| threat |")
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")
     with np.load("a.npz") as arrays:
@@ -268,7 +272,10 @@ USAGE = [
     (["evaluate", *MODELS[0], "--data", "digits.csv"], "data is 'digits.csv'; allowed are a file .npz"),
     (["evaluate", *MODELS[0], "--data", "torchvision:No"], "torchvision has no data set 'No'"),
     (["evaluate", *MODELS[0], "--data", "torchvision:MNIST"], "data does not hold it"),
+    (["evaluate", *MODELS[0], "--data", "digits.npz", "--samples", "121"], "samples is 121; allowed is at most 120"),
     (["evaluate", *MODELS[0], "--data", "digits.npz", "--eps", "much"], "'much' is no number"),
+    (["compare", "digits.npz", "factory.py"], "'digits.npz' is no report: it is no JSON"),
+    (["compare", "none.json", "none.json"], "'none.json': No such file"),
     (["evaluate", *MODELS[0], "--data", "digits.npz", "--norm", "3"], "norm is 3.0; allowed is one of 1, 2, inf"),
     (
         ["finetune", *MODELS[2], "--data", "digits.npz", "--out", "o", "--validation", "120"],
@@ -413,9 +420,6 @@ def test_forms_of_arrays(tmp_path):
     np.testing.assert_allclose(data.x, x.transpose(0, 3, 1, 2) / 255, atol=1e-7)
     np.savez(tmp_path / "b.npz", x=np.eye(3, dtype=np.uint8), y=np.arange(3)[:, None])
     assert load_data(str(tmp_path / "b.npz")).x.max() == 1
-    assert draw(5, None, 0).tolist() == draw(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
-    assert len(set(draw(50, 20, 0))) == 20
-    assert (np.diff(draw(50, 20, 0)) > 0).all()
 
 
 def test_links_modes_and_endings_of_files(tmp_path, folder):

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import json
 import math
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,9 @@ import pytest
 import torch
 from torch import nn
 
+import art_wdro
 from art_wdro import (
+    Report,
     WassersteinDistributionalAttack,
     WassersteinFGM,
     accuracy_bounds,
@@ -25,6 +29,8 @@ from art_wdro import (
     wasserstein_distance,
 )
 from art_wdro.evaluation._attempts import Case, Pool, attempts_on
+from art_wdro.evaluation._intervals import ends, knapsack_of, resampled, wilson
+from art_wdro.evaluation._provenance import digest_of_data, digest_of_weights
 from art_wdro.evaluation._report import Row
 from art_wdro.evaluation._sanity import check_order, check_rows
 from tests.conftest import NORMS, digits, linear_problem, make_classifier, on_device
@@ -74,9 +80,14 @@ def test_stronger_attacks_leave_less(report):
 
 def test_forms_of_the_report(report, tmp_path):
     text, markdown, data = str(report), report.to_markdown(), json.loads(report.to_json())
+    html = report._repr_html_()
     for row in report.rows:
         assert row.attack in text
-        assert f"| {row.threat} | {row.attack} | {100 * row.accuracy:.1f} |" in markdown
+        low, high = report.intervals[row.attack]
+        assert low <= row.accuracy <= high
+        shown = f"{100 * row.accuracy:.1f} ± {100 * max(high - row.accuracy, row.accuracy - low):.1f}"
+        assert f"| {row.threat} | {row.attack} | {shown} |" in markdown
+        assert f"<td>{shown}</td>" in html
     assert data["attacks"][0]["threat"] == "clean"
     assert data["attacks"][0]["order"] is None
     assert data["attacks"][1]["order"] == "inf"
@@ -93,6 +104,83 @@ def test_pointwise_order_needs_no_extra_row(linear):
         found = evaluate(linear.classifier, linear.x, linear.y, p=np.inf, eps=0.02, knapsack_iter=30, verbose=False)
     assert {row.threat for row in found.rows} == {"clean", "W_inf"}
     assert found.to_dict()["p"] == "inf"
+
+
+def test_where_reports_come_from(report, trained):
+    classifier, x, y = trained
+    data = report.to_dict()
+    assert data["versions"]["art-wdro"] == art_wdro.__version__
+    assert (data["input_shape"], data["classes"], data["seed"], data["indices"]) == ([1, 8, 8], 10, 0, None)
+    inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
+    assert data["data_sha256"] == digest_of_data(inputs, labels)
+    assert data["weights_sha256"] == digest_of_weights(classifier.model)
+    other = labels.clone()
+    other[7] = (other[7] + 1) % 10
+    digests = [digest_of_data(*pair) for pair in ((inputs, labels), (inputs, other), (inputs.flip(0), labels.flip(0)))]
+    digests.append(digest_of_data(inputs.flatten(1), labels))
+    assert len(set(digests)) == 4
+    changed = copy.deepcopy(classifier.model)
+    with torch.no_grad():
+        next(changed.parameters()).view(-1)[0] += 1e-6
+    assert digest_of_weights(changed) != digest_of_weights(classifier.model)
+    assert digest_of_weights(nn.ReLU()) is None
+    for name, shares in report.standing.items():
+        row = next(row for row in report.rows if row.attack == name)
+        assert shares.mean() == pytest.approx(row.accuracy)
+        assert data["standing"][name] == shares.tolist()
+
+
+def test_intervals_are_written_beside_figures(report):
+    data = report.to_dict()
+    for row, told in zip(report.rows, data["attacks"], strict=True):
+        assert told["interval"] == list(report.intervals[row.attack])
+    drawn = resampled([knapsack_of(report.distances, 0.05, 2.0)], 100, 0)[0]
+    drawn += report.rows[-1].accuracy - report.accuracy(0.05)  # whole samples alone are flipped
+    assert report.intervals["knapsack"] == ends(drawn, report.rows[-1].accuracy, 100)
+    assert report.intervals["none"] == wilson(report.rows[0].accuracy, 100)
+
+
+def test_a_figure_shows_itself_and_what_is_in_it(report):
+    figure = report.plot(orders=(1,))
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    curves, spending = figure.axes
+    lines = {line.get_label(): line.get_ydata() for line in curves.lines}
+    budgets = curves.lines[0].get_xdata()
+    np.testing.assert_allclose(lines["knapsack, $W_{2}$"], 100 * report.accuracy(budgets))
+    assert {"knapsack, $W_{1}$", "knapsack, $W_{\\infty}$", "clean"} <= set(lines)
+    shown = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"PGD-20, CE, W_inf", "W-PGD-100, ReDLR, linear, W_2", "knapsack, W_2"} <= shown
+    spent = sum(patch.get_height() for patch in spending.patches if hasattr(patch, "get_height"))
+    assert spent == pytest.approx(100, abs=1)  # the budget is spent to the end
+
+
+def test_bracket_is_shaded(linear):
+    radii = np.full(4, 0.1)
+    plain = Report(2.0, math.inf, 0.2, 4, (Row("none", None, 1.0, 0, 0, 0),), 0.0, {}, np.full(4, 0.3))
+    for found, areas in ((plain, 0), (replace(plain, radii=radii), 1), (replace(plain, distances=np.zeros(4)), 0)):
+        assert len(found.plot().axes[0].collections) == areas
+
+
+def test_a_random_part(linear):
+    x, y = linear.x[np.argsort(linear.y)], np.sort(linear.y)
+    setting = {"eps": 0.02, "knapsack_iter": 10, "autoattack": False, "certified": False, "verbose": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = evaluate(linear.classifier, x, y, samples=20, seed=3, keep_arrays=True, **setting)
+        chosen = evaluate(linear.classifier, x[found.indices], y[found.indices], **setting)
+        other = evaluate(linear.classifier, x, y, samples=20, seed=4, **setting)
+    assert (found.samples, found.drawn_from, found.seed) == (20, len(x), 3)
+    assert np.array_equal(found.arrays["none"], x[found.indices])
+    assert set(y[found.indices]) == set(y)
+    assert f"20 samples of {len(x)}, drawn at random by class (seed 3)" in str(found)
+    np.testing.assert_array_equal(found.distances, chosen.distances)
+    assert found.provenance == chosen.provenance != other.provenance
+    assert "drawn at random" not in str(chosen)
+    for samples, message in ((len(x) + 1, "allowed is at most"), (0, "a whole number >= 1")):
+        with pytest.raises(ValueError, match=f"samples is {samples}; allowed is {message.removeprefix('allowed is ')}"):
+            evaluate(linear.classifier, x, y, samples=samples)
+    with pytest.raises(ValueError, match="seed is -1; allowed is a whole number >= 0"):
+        evaluate(linear.classifier, x, y, seed=-1)
 
 
 def test_rows_are_told_as_they_come(linear):

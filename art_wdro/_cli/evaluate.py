@@ -16,9 +16,9 @@ import numpy as np
 from art_wdro._cli.checks import chance_warning
 from art_wdro._cli.options import PATH, SHARED, check_figure, read, read_classifier
 from art_wdro._cli.outputs import save, save_text, telling, writable
-from art_wdro._sources.data import draw
 from art_wdro.evaluation._evaluate import evaluate as run_evaluation
 from art_wdro.evaluation._report import Row
+from art_wdro.evaluation._subset import stratified
 
 
 @click.command()
@@ -44,8 +44,9 @@ def evaluate(
     if figure_file is not None:
         check_figure(figure_file)
     whole, network = read(arguments)
-    indices = draw(len(whole.x), arguments["samples"], arguments["seed"])
-    data = whole.choose(indices)
+    samples, seed = arguments["samples"], arguments["seed"]
+    indices = np.arange(len(whole.x)) if samples is None else stratified(whole.y, samples, seed)
+    data = whole.choose(indices)  # the part that the evaluation draws
     classifier = read_classifier(arguments, network, data)
     told = ("model", "data", "p", "norm", "eps", "seed", "mean", "std")
     setting = {key: str(arguments[key]) for key in told if arguments[key] is not None}
@@ -67,8 +68,8 @@ def evaluate(
         warnings.simplefilter("ignore", UserWarning)  # the report prints them
         report = run_evaluation(
             classifier,
-            data.x,
-            data.y,
+            whole.x,
+            whole.y,
             p=arguments["p"],
             norm=arguments["norm"],
             eps=arguments["eps"],
@@ -77,6 +78,8 @@ def evaluate(
             autoattack=autoattack,
             certified=certified,
             on_row=keep,
+            samples=samples,
+            seed=seed,
         )
     report = replace(report, warnings=(*doubts, *report.warnings))
     click.echo(str(report))

@@ -11,6 +11,7 @@ from art_wdro._cli.errors import leaving_with_one_line
 from art_wdro._version import __version__
 
 COMMANDS = {
+    "compare": "Compare two reports: what changed beyond the sampling error of the images.",
     "demo": "Train, fine-tune and evaluate a small network on real digits.",
     "evaluate": "Evaluate a network: clean, W_inf, and W_p by W-PGD and the knapsack.",
     "finetune": "Fine-tune a network against a distributional threat; the best epoch so far is always on disk.",

@@ -102,7 +102,11 @@ SHARED = combined(
     ),
     click.option("--mean", type=Numbers(), help="Subtracted first, as 0.49,0.48,0.45: for a network that wants it."),
     click.option("--std", type=Numbers(), help="What inputs are divided by then, as 0.25,0.24,0.26."),
-    click.option("--samples", type=click.IntRange(1), help="Use a random subset."),
+    click.option(
+        "--samples",
+        type=click.IntRange(1),
+        help="Use so many, drawn at random; evaluate draws each class in proportion.",
+    ),
     click.option("--p", type=Number(), default=2, show_default=True, help="Order of the Wasserstein distance."),
     click.option(
         "--norm",

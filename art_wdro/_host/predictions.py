@@ -63,17 +63,17 @@ def accuracy_left(
     with host.undisturbed(classifier, batch_size):
         after = predicted_labels(classifier, adversarial, batch_size).cpu() == labels.cpu()
         before = None if mass is None else predicted_labels(classifier, x, batch_size).cpu() == labels.cpu()
-    return standing_share(after, before, mass)
+    return mean(standing_shares(after, before, mass))
 
 
-def standing_share(after: Tensor, before: Tensor | None, mass: np.ndarray | None) -> float:
-    """Return the accuracy, over all ranks, of samples of which a part of the mass may have stayed at the input.
+def standing_shares(after: Tensor, before: Tensor | None, mass: np.ndarray | None) -> Tensor:
+    """Return the share of each sample's mass that is classified correctly, (N,), where a part stayed at the input.
 
     :param after: Which samples are classified correctly where the moved part of their mass is, boolean, (N,).
     :param before: Which are so at the input; None where all of the mass moved.
     :param mass: Which part moved, (N,); None means all of it.
     """
     if mass is None or before is None:
-        return mean(after)
+        return after
     moved = torch.from_numpy(mass)
-    return mean(moved * after + (1 - moved) * before)
+    return moved * after + (1 - moved) * before

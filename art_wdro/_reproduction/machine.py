@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import platform
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from art_wdro._version import __version__
+from art_wdro.evaluation._provenance import versions
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -27,8 +26,6 @@ def machine(device: str | None = None) -> dict[str, Any]:
         "processor": ", ".join(sorted(names)) or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() and device != "cpu" else None,
-        "python": platform.python_version(),
-        "art-wdro": __version__,
-        **{name: version(name) for name in ("torch", "numpy", "adversarial-robustness-toolbox")},
+        **versions(),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from art_wdro.evaluation._report import markdown_lines
+from art_wdro.evaluation._forms import markdown_lines
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,6 @@ class Split(NamedTuple):
         return Split(self.x[indices], self.y[indices])
 
 
-def draw(count: int, wanted: int | None, seed: int) -> np.ndarray:
-    """Draw indices without replacement and return them in order; all of them if no fewer are wanted."""
-    if wanted is None or wanted >= count:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])
-
-
 def as_images(x: np.ndarray) -> np.ndarray:
     """Turn bytes (N, H, W) or (N, H, W, C), or floats in [0, 1], into float32 images (N, C, H, W).
 

@@ -17,6 +17,11 @@ DIGITS = 16
 
 def fingerprint(*tensors: Tensor) -> str:
     """Compute a digest of tensors, with their types and shapes."""
+    return sha256(*tensors)[:DIGITS]
+
+
+def sha256(*tensors: Tensor) -> str:
+    """Compute the whole SHA-256 of tensors, with their types and shapes."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -24,7 +29,7 @@ def fingerprint(*tensors: Tensor) -> str:
         rows = Rows(values[None] if values.dim() == 0 else values, torch.device("cpu"))
         for some in parts(len(rows), rows.at_once(len(rows))):
             digest.update(rows[some].contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:DIGITS]
+    return digest.hexdigest()
 
 
 def digest_of_text(text: str) -> str:

@@ -15,8 +15,8 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_wdro._host import classifier as host
-from art_wdro._host.predictions import predicted_labels, standing_share
-from art_wdro._ranks import all_rows, shards
+from art_wdro._host.predictions import predicted_labels, standing_shares
+from art_wdro._ranks import all_rows, mean, shards
 from art_wdro._storage.arrays import mixed
 from art_wdro._threat.knapsack import knapsack
 from art_wdro.attacks._base import WassersteinAttack
@@ -25,12 +25,10 @@ from art_wdro.attacks._knapsack import WassersteinKnapsack
 from art_wdro.attacks._pgd import WassersteinPGD
 from art_wdro.evaluation._autoattack import autoattack_points
 from art_wdro.evaluation._distance import distance_of_mass, lengths_between
-from art_wdro.evaluation._report import Row
+from art_wdro.evaluation._report import KNAPSACK, Row
 
 KAPPA = 2.0
 """Into how many parts the attack that splits mass does so: the best or next to it where that was measured."""
-KNAPSACK = "knapsack"
-"""Name of the attempt that searches least distances."""
 NEARER = 1.01
 """By how much another attempt's point must be nearer than the search's to count as one that the search missed."""
 T = TypeVar("T")
@@ -117,6 +115,7 @@ class Pool:
         self.undefined = self.elsewhere = 0
         self.costs: dict[str, tuple[float, float]] = {}
         self.mass: dict[str, np.ndarray] = {}
+        self.standing: dict[str, np.ndarray] = {}
         self.errors: list[Exception] = []
 
     def attempted(self, attempt: Attempt) -> tuple[Row, Tensor | None]:
@@ -139,11 +138,12 @@ class Pool:
         self.costs[attempt.name] = outcome.gradients, outcome.seconds
         if outcome.mass is not None:
             self.mass[attempt.name] = outcome.mass
-        accuracy = standing_share(standing, self._clean, outcome.mass)
+        shares = standing_shares(standing, self._clean, outcome.mass)
+        self.standing[attempt.name] = shares.double().numpy()
         spent = 0.0
         if attempt.order is not None:
             spent = distance_of_mass(self._x, outcome.points, outcome.mass, attempt.order, self._case.r)
-        return Row(attempt.name, attempt.order, accuracy, spent, outcome.seconds, outcome.gradients)
+        return Row(attempt.name, attempt.order, mean(shares), spent, outcome.seconds, outcome.gradients)
 
     def search(self, points: Tensor) -> None:
         """Take over what the search for least distances found, and count the samples that others got nearer to."""

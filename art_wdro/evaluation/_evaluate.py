@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from art_wdro._host import arguments
@@ -27,9 +28,11 @@ from art_wdro.certificates._smoothing import voting_of
 from art_wdro.evaluation._attempts import Attempt, Case, Pool, attempts_on, told, tried
 from art_wdro.evaluation._autoattack import check_autoattack
 from art_wdro.evaluation._first_order import bounds_of, upsilon_of
+from art_wdro.evaluation._provenance import provenance
 from art_wdro.evaluation._report import Report, Row
 from art_wdro.evaluation._sanity import check_model, check_rows
 from art_wdro.evaluation._smoothed import smoothed_report
+from art_wdro.evaluation._subset import subset
 
 LOSSES = ("redlr", "ce")
 """Those whose first-order bounds are reported."""
@@ -52,14 +55,14 @@ def evaluate(
     keep_arrays: bool = False,
     on_row: Callable[[Row, np.ndarray], None] | None = None,
     verbose: bool = True,
+    samples: int | None = None,
+    seed: int = 0,
 ) -> Report:
     """Evaluate a classifier: clean, pointwise by PGD and AutoAttack, distributional by W-PGD and the knapsack.
 
     The figure to quote is the knapsack's: W-PGD is a heuristic for the same quantity and usually far above it. With the
-    accuracy by certified radii it brackets the truth.
-
-    Of a `PyTorchRandomizedSmoothing` of ART the report has that bracket alone, by votes under its noise: ground norms
-    other than l_2 leave little of the certificate.
+    accuracy by certified radii it brackets the truth. Of a `PyTorchRandomizedSmoothing` of ART the report has that
+    bracket alone, by votes under its noise: ground norms other than l_2 leave little of the certificate.
 
     :param classifier: A `PyTorchClassifier` whose network puts out logits, or a `PyTorchRandomizedSmoothing`.
     :param x: Inputs, (N, ...), or a `Dataset` or `DataLoader` of torch: the whole data set, which shares the budget.
@@ -78,31 +81,45 @@ def evaluate(
     :param keep_arrays: Keep the adversarial arrays in the report.
     :param on_row: Called with each attack's figures and adversarial array as soon as they are there.
     :param verbose: Show a progress bar over the attacks.
+    :param samples: Evaluate a random part of so many samples, every class in proportion; None evaluates all.
+    :param seed: Seed of that draw, and of the draws behind the intervals of the report.
     :return: The report; its `warnings` are also issued as `UserWarning`.
     :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
     :raises ValueError: If an argument does not fit.
     :raises ImportError: If AutoAttack is asked for and not installed.
     """
-    if is_smoothed(classifier):
-        threat = arguments.order(p, one=True), norm, eps  # votes are not ascended, so that p = 1 is fine
-        asked = {"n": n, "confidence": confidence, "max_iter": knapsack_iter, "certified": certified is not False}
-        return _smoothed(classifier, (x, y), threat, batch_size, asked, (keep_arrays, on_row))
-    threat = arguments.order(p), arguments.ground_norm(norm), arguments.real("eps", eps, 0.0)
+    votes = is_smoothed(classifier)  # which are not ascended, so that p = 1 is fine
+    threat = arguments.order(p, one=votes), arguments.ground_norm(norm), arguments.real("eps", eps, 0.0)
     certified = None if certified is None else arguments.flag("certified", certified)
-    host.require_pytorch(evaluate, classifier)
-    refuse_draws(n=n)
-    case = Case(classifier, *labelled_data(classifier, x, y), *threat, arguments.integer("batch_size", batch_size, 1))
+    if not votes:
+        host.require_pytorch(evaluate, classifier)
+        refuse_draws(n=n)
+    data, drawn = _data(classifier, x, y, samples, seed)
+    if votes:
+        asked = {"n": n, "confidence": confidence, "max_iter": knapsack_iter, "certified": certified is not False}
+        return replace(_smoothed(classifier, data, threat, batch_size, asked, (keep_arrays, on_row)), **drawn)
+    case = Case(classifier, *data, *threat, arguments.integer("batch_size", batch_size, 1))
     reason = why_uncertified(classifier, count(len(case.x)), certified)
     attempts = attempts_on(case, knapsack_iter, check_autoattack(classifier, autoattack, case.r))
-
-    found = check_model(case) if len(case.x) else []
-    pool = Pool(case)
-    rows, arrays = _tried_all(pool, attempts, keep_arrays, on_row, verbose)
+    found, pool = check_model(case) if len(case.x) else [], Pool(case)
+    rows, drawn["arrays"] = _tried_all(pool, attempts, keep_arrays, on_row, verbose)
     report = _reported(case, pool, rows, reason, found)
-    report = replace(report, arrays=arrays, uncertified=None if certified is False else report.uncertified)
+    report = replace(report, uncertified=None if certified is False else report.uncertified, **drawn)
     for text in report.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
     return report
+
+
+def _data(
+    classifier: PyTorchClassifier, x: Any, y: Any, samples: Any, seed: Any
+) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    """Return the checked data to evaluate, and what a report says of where they and the network come from."""
+    seed = arguments.integer("seed", seed, 0)
+    inputs, labels = labelled_data(classifier, x, y)
+    whole = count(len(inputs))
+    inputs, labels, indices = subset(inputs, labels, samples, seed)
+    origin = provenance(classifier, inputs, labels)
+    return (inputs, labels), {"seed": seed, "indices": indices, "drawn_from": whole, "provenance": origin}
 
 
 def _tried_all(
@@ -134,27 +151,26 @@ def _tried_all(
 
 def _smoothed(
     classifier: PyTorchClassifier,
-    data: tuple[Any, Any],
-    threat: tuple[float, Any, Any],
+    data: tuple[Tensor, Tensor],
+    threat: tuple[float, float, float],
     batch_size: Any,
     asked: dict[str, Any],
     arrays: tuple[bool, Callable[[Row, np.ndarray], None] | None],
 ) -> Report:
     """Evaluate a smoothed classifier.
 
-    :param data: Inputs and labels.
+    :param data: Inputs and labels, checked.
     :param threat: Order, ground norm and budget.
     :param batch_size: Noisy copies in one pass.
     :param asked: What `evaluate` calls n, confidence and knapsack_iter, and whether the certificate is wanted.
     :param arrays: Whether to keep the arrays, and what is called with each.
     """
-    p, r, eps = threat[0], arguments.ground_norm(threat[1]), arguments.real("eps", threat[2], 0.0)
     confidence = arguments.probability("confidence", asked["confidence"])
     max_iter = arguments.integer("knapsack_iter", asked["max_iter"], 1)
     voting = voting_of(
         evaluate, classifier, n=asked["n"], noise=None, seed=0, batch_size=batch_size, precision="float32"
     )
-    case = Case(classifier, *labelled_data(classifier, *data), p, r, eps, voting.batch_size)
+    case = Case(classifier, *data, *threat, voting.batch_size)
     report, points = smoothed_report(
         case, voting, confidence=confidence, max_iter=max_iter, certified=asked["certified"]
     )
@@ -196,6 +212,7 @@ def _reported(case: Case, pool: Pool, rows: list[Row], reason: str | None, found
         uncertified=reason,
         warnings=tuple(dict.fromkeys(text for rank in everywhere(found) for text in rank)),
         mass=whole(mass[0]) if mass else None,
+        standing={name: whole(shares) for name, shares in pool.standing.items()},
     )
 
 

@@ -7,6 +7,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,16 @@ import numpy as np
 
 from art_wdro._host.extras import install
 from art_wdro.certificates._confidence import accuracy_left
+from art_wdro.evaluation import _forms as forms
+from art_wdro.evaluation._figure import draw
 from art_wdro.evaluation._first_order import AccuracyBounds
+from art_wdro.evaluation._intervals import LEVEL, ends, knapsack_of, resampled, wilson
 from art_wdro.evaluation._knapsack import knapsack_accuracy
+
+FORMAT = 1
+"""Format of a report as JSON; a file without one is older than its intervals and digests."""
+KNAPSACK = "knapsack"
+"""Name of the attack that searches least distances and spends the budget on the cheapest."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,11 @@ class Report:
     :param surer: Shorter radii of a smoothed classifier, (N,), which all hold at once; None of others.
     :param failed: How many of `radii` do not hold, at most.
     :param confidence: Probability with which that, and the distances, are so; None where bounds are certain.
+    :param standing: Which share of each sample's mass every attack leaves classified correctly, (N,), by attack.
+    :param indices: Which samples of the data set were drawn, ascending, (N,); None where all were taken.
+    :param drawn_from: Number of samples of that data set; None where it is not known.
+    :param seed: Seed of that draw, and of the draws behind intervals.
+    :param provenance: Versions, device, shape of inputs, number of classes, digests of data and weights.
     """
 
     p: float
@@ -88,6 +103,33 @@ class Report:
     surer: np.ndarray | None = None
     failed: int = 0
     confidence: float | None = None
+    standing: dict[str, np.ndarray] = field(default_factory=dict)
+    indices: np.ndarray | None = None
+    drawn_from: int | None = None
+    seed: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Intervals of 95 % for the accuracy on all images, by attack, and by "certified" where radii are.
+
+        For the knapsack and the certificate the budget is spent anew on samples drawn with replacement, the other
+        intervals are Wilson's. An attack that failed has none.
+        """
+        found = {row.attack: wilson(row.accuracy, self.samples) for row in self.rows if not math.isnan(row.accuracy)}
+        row = next((row for row in self.rows if row.attack == KNAPSACK and row.order != math.inf), None)
+        figures = {} if row is None or row.failure else {KNAPSACK: (self.distances, row.accuracy)}
+        if self.radii is not None:
+            figures["certified"] = self.radii, self.certified_accuracy(self.eps)
+        if figures:
+            spent = [knapsack_of(values, self.eps, self.p) for values, _ in figures.values()]
+            for (name, (values, shown)), drawn in zip(
+                figures.items(), resampled(spent, self.samples, self.seed), strict=True
+            ):
+                # of votes a few radii may fail, for which the certificate takes off the same of every draw
+                moved = np.clip(drawn + shown - knapsack_accuracy(values, self.eps, self.p), 0.0, 1.0)
+                found[name] = ends(moved, shown, self.samples)
+        return found
 
     def accuracy(self, eps: Any, p: float | None = None) -> Any:
         """Return the knapsack accuracy at other budgets and orders, from the same distances.
@@ -116,16 +158,24 @@ class Report:
             "norm": _plain(self.norm),
             "eps": self.eps,
             "samples": self.samples,
-            "attacks": [row.to_dict() for row in self.rows],
+            "attacks": [row.to_dict() | {"interval": self._interval(row.attack)} for row in self.rows],
             "upsilon": _plain(self.upsilon),
             "bounds": {loss: {k: _plain(v) for k, v in b._asdict().items()} for loss, b in self.bounds.items()},
             "certified": None if self.radii is None else self.certified_accuracy(self.eps),
+            "certified_interval": self._interval("certified"),
             "radii": None if self.radii is None else [_plain(float(radius)) for radius in self.radii],
             "surer_radii": None if self.surer is None else [float(radius) for radius in self.surer],
             "failed_radii": self.failed,
             "confidence": self.confidence,
             "distances": [_plain(float(d)) for d in self.distances],
             "warnings": list(self.warnings),
+            "format": FORMAT,
+            "interval_level": LEVEL,
+            "seed": self.seed,
+            "drawn_from": self.drawn_from,
+            "indices": None if self.indices is None else self.indices.tolist(),
+            "standing": {name: [_short(share) for share in shares.tolist()] for name, shares in self.standing.items()},
+            **self.provenance,
         }
 
     def to_json(self) -> str:
@@ -134,97 +184,66 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return a table in Markdown."""
-        head = ["threat", "attack", "accuracy in %", "spent / eps", "gradients a sample", "seconds"]
-        return "\n".join([*markdown_lines(head, self._cells()), "", *(f"{note}  " for note in self._notes())])
+        return forms.markdown(self)
+
+    _repr_markdown_ = to_markdown
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        return forms.html(self)
 
     def __str__(self) -> str:
         """Return a table for a terminal."""
-        head = ["threat", "attack", "acc. %", "spent/eps", "gradients", "seconds"]
-        table = [head, *self._cells()]
-        widths = [max(len(cells[i]) for cells in table) for i in range(len(head))]
-        lines = [
-            "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-            for cells in table
-        ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *self._notes()])
+        return forms.terminal(self)
+
+    def plot(self, orders: Sequence[float] = ()) -> Any:
+        """Draw accuracy over eps, from the distances and radii, and at which distances the budget was spent.
+
+        :param orders: Further orders to draw, beside the report's and W_inf.
+        :return: The figure, of matplotlib; a notebook shows it.
+        :raises ImportError: If matplotlib is not installed.
+        """
+        figure = empty_figure((11, 5.5))
+        draw(self, figure, orders)
+        figure._repr_png_ = partial(_png, figure)  # a notebook knows figures only once pyplot has been imported
+        return figure
 
     def save_figure(self, path: str | Path, orders: Sequence[float] = ()) -> None:
-        """Draw the knapsack accuracy over eps, for the report's order, W_inf and others, with the attacks as points.
+        """Save what `plot` draws.
 
         :param path: File to write, its ending the format.
         :param orders: Further orders to draw.
         :raises ImportError: If matplotlib is not installed.
         """
-        figure = empty_figure()
-        axes = figure.subplots()
-        finite = self.distances[np.isfinite(self.distances)]
-        budgets = np.linspace(0, max(2 * self.eps, float(np.quantile(finite, 0.9)) if len(finite) else 0.0), 200)
-        for order in sorted({self.p, math.inf, *orders}):
-            name = "\\infty" if math.isinf(order) else f"{order:g}"
-            axes.plot(budgets, 100 * self.accuracy(budgets, order), label=f"knapsack, $W_{{{name}}}$")
-            if self.radii is not None:
-                certified = 100 * self.certified_accuracy(budgets, order)
-                axes.plot(
-                    budgets, certified, "--", color=axes.lines[-1].get_color(), label=f"certified, $W_{{{name}}}$"
-                )
-        for row in self.rows:
-            if row.order is not None and not row.failure and not row.attack.startswith("knapsack"):
-                axes.plot(self.eps, 100 * row.accuracy, "x", label=f"{row.attack}, {row.threat}")
-        axes.set(xlabel="eps, in input units", ylabel="accuracy in %", ylim=(0, None), xlim=(0, None))
-        axes.legend(fontsize=8)
-        figure.savefig(path, format=Path(path).suffix[1:] or "png")
+        self.plot(orders).savefig(path, format=Path(path).suffix[1:] or "png")
 
-    def _cells(self) -> list[list[str]]:
-        scale = self.eps if self.eps > 0 else 1.0
-        return [
-            [
-                row.threat,
-                row.attack,
-                "failed" if row.failure else f"{100 * row.accuracy:.1f}",
-                "" if row.order is None or row.failure else f"{row.spent / scale:.3f}",
-                "" if row.failure else f"{row.gradients:.0f}",
-                f"{row.seconds:.1f}",
-            ]
-            for row in self.rows
-        ]
-
-    def _notes(self) -> list[str]:
-        notes = [f"{self.samples} samples, (W_{self.p:g}, l_{self.norm:g}), eps = {self.eps:.6g}"]
-        notes += [f"{row.attack} failed: {row.failure}" for row in self.rows if row.failure]
-        if self.surer is None:
-            notes.append(f"Upsilon (ReDLR) = {self.upsilon:.6g}")
-        notes += [
-            f"first-order bounds ({loss}; asymptotic, no certificate): [{100 * b.lower:.1f}, {100 * b.upper:.1f}] %"
-            for loss, b in self.bounds.items()
-        ]
-        if self.radii is not None:
-            ends = self.certified_accuracy(self.eps), self.accuracy(self.eps)
-            sure = "" if self.confidence is None else f", with a confidence of {100 * self.confidence:g} %"
-            bracket = (
-                f"[certified, knapsack] = [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}] %: the truth lies between{sure}"
-            )
-            # below nothing lies no accuracy
-            notes.append(bracket if ends[0] > 0 or ends[1] == 0 else "nothing is certified at this eps")
-        elif self.uncertified is not None:
-            notes.append(f"no certificate: {self.uncertified}")
-        return notes + [f"Warning: {text}" for text in self.warnings]
+    def _interval(self, name: str) -> list[float] | None:
+        found = self.intervals.get(name)
+        return None if found is None else list(found)
 
 
-def markdown_lines(head: list[str], body: list[list[str]]) -> list[str]:
-    """Return the lines of a table in Markdown."""
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
-
-
-def empty_figure() -> Any:
+def empty_figure(size: tuple[float, float] = (6, 4)) -> Any:
     """Return a figure of matplotlib to draw on.
 
+    :param size: Width and height in inches.
     :raises ImportError: If matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError(f"a figure needs matplotlib: {install('plots')}") from None
-    return Figure(figsize=(6, 4), layout="constrained")
+    return Figure(figsize=size, layout="constrained")
+
+
+def _png(figure: Any) -> bytes:
+    stream = BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def _short(share: float) -> float:
+    """Return a share of mass, as a whole number where it is one."""
+    return int(share) if share in (0.0, 1.0) else share
 
 
 def _plain(value: Any) -> Any:

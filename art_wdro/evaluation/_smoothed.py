@@ -30,9 +30,9 @@ from art_wdro._threat.knapsack import knapsack
 from art_wdro._threat.norms import sample_norms
 from art_wdro.certificates._smoothing import Voting, estimates_of
 from art_wdro.certificates._votes import Stage, votes
-from art_wdro.evaluation._attempts import KNAPSACK, Case
+from art_wdro.evaluation._attempts import Case
 from art_wdro.evaluation._distance import distance_of_mass, lengths_between
-from art_wdro.evaluation._report import Report, Row
+from art_wdro.evaluation._report import KNAPSACK, Report, Row
 
 FIXED = 16
 """Draws of noise over which the softmax is averaged."""
@@ -202,6 +202,7 @@ def smoothed_report(
         surer=surer,
         failed=failed,
         confidence=confidence,
+        standing={clean.attack: all_rows(torch.from_numpy(estimates.right).double())[0].numpy()},
     )
     return report, {clean.attack: x, row.attack: points}
 
