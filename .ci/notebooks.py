@@ -1,4 +1,4 @@
-"""Execute the notebooks that are text, all or those named, and write them beside it without what changes in every run."""
+"""Execute the notebooks that are text, all or those named, and write them beside it without what always changes."""
 
 import sys
 from pathlib import Path
