@@ -7,7 +7,7 @@ NEWEST_PYTHON ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast test-matrix test-oldest test-newest lint docs notebooks package bench art-suite clean
+.PHONY: demo test fast test-matrix test-oldest test-newest lint docs notebooks figures package bench art-suite clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -62,7 +62,15 @@ docs: $(VENV)/.docs
 
 notebooks: export OMP_NUM_THREADS = 1
 notebooks: $(VENV)/.docs
-	$(BIN)/jupytext --to ipynb --set-kernel python3 --execute $(or $(ARGS),examples/notebooks/*.py)
+	$(BIN)/python .ci/notebooks.py $(ARGS)
+
+# The drawings at the head of README and docs, with fixed seeds. DATA_DIR holds the files of the Debian package
+# dataset-fashion-mnist; the network is trained once and kept in runs.
+DATA_DIR ?= /usr/share/datasets/fashion-mnist
+figures: export OMP_NUM_THREADS = 1
+figures: $(VENV)/.bench
+	$(BIN)/python docs/draw_threat_model.py
+	$(BIN)/python -m benchmarks.attacks.pictures fashion-mnist --data-dir $(DATA_DIR) --figure docs/attacked.png --curve docs/bracket.png --json benchmarks/results/pictures.json
 
 bench: $(VENV)/.bench
 	$(BIN)/pip install --disable-pip-version-check --no-deps adv-lib==0.2.8  # it wants a server for plots

@@ -47,7 +47,7 @@ def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, **q
         args = parser.parse_args(arguments)
         if "name" in args:
             args.name = QUICK
-        for file in (args.json, getattr(args, "figure", None)):
+        for file in (args.json, getattr(args, "figure", None), getattr(args, "curve", None)):
             if file is not None and any(folder in file.resolve().parents for folder in FIXED):
                 parser.error(f"{file} is among the figures in version control; --quick writes none there")
     elif getattr(args, "name", QUICK) is None:

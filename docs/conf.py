@@ -23,7 +23,7 @@ version = release = art_wdro.__version__
 root_doc = "docs/index"
 include_patterns = [
     "docs/**",
-    "examples/notebooks/*.py",
+    "examples/notebooks/*.ipynb",
     "tests/art_suite/README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
@@ -32,11 +32,10 @@ include_patterns = [
 exclude_patterns = [".*", "build", "dist", "runs", "*.egg-info", "docs/conf.py", "docs/draw_threat_model.py", "docs/_*"]
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "myst_nb"]
 
-# Markdown, and notebooks as text
+# Markdown and notebooks, executed anew
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 myst_dmath_double_inline = False
-nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "cache"
 nb_execution_cache_path = os.path.abspath(os.path.join(os.path.dirname(__file__), "../build/notebooks"))
 nb_execution_timeout = 600

@@ -124,6 +124,26 @@ def brackets(found: Any) -> None:
     assert found[-1]["W_2"]["0.125"][0] > 0.1
 
 
+def pictures(found: Any) -> None:
+    clean, pointwise, shared, knapsack = found["rows"]
+    assert clean["spent"] == 0 == clean["moved"]
+    assert pointwise["largest"] <= 1 + 1e-5
+    assert max(shared["spent"], knapsack["spent"]) <= 1 + 1e-5
+    assert knapsack["accuracy"] <= min(pointwise["accuracy"], shared["accuracy"]) <= clean["accuracy"]
+    for low, high in zip(*(found["curve"][end] for end in ("certified", "knapsack")), strict=True):
+        assert 0 <= low <= high <= clean["accuracy"]
+    assert found["bracket"] == pytest.approx([found["curve"][end][25] for end in ("certified", "knapsack")])
+
+
+@pytest.mark.slow
+def test_pictures_are_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_architectures, "KEPT", tmp_path)
+    files = [tmp_path / "images.png", tmp_path / "curve.png"]
+    import_module("benchmarks.attacks.pictures").main(["--quick", "--figure", str(files[0]), "--curve", str(files[1])])
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+    assert "[certified, knapsack] at 0.05: [" in capsys.readouterr().out
+
+
 def smoothing(found: Any) -> None:
     assert found["setting"]["votes"] == 500
     lows, highs = zip(*found["bracket"]["curve"].values(), strict=True)
@@ -294,6 +314,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.least_distances": least_distances,
     "attacks.one_step": one_step,
     "attacks.optimality": optimality,
+    "attacks.pictures": pictures,
     "attacks.smoothing": smoothing,
     "attacks.split_mass": split_mass,
     "margin.analysis": margin_analysis,

@@ -10,6 +10,7 @@ import math
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from art_wdro import (
     wasserstein_distance,
 )
 from art_wdro.evaluation._attempts import Case, Pool, attempts_on
+from art_wdro.evaluation._autoattack import left_out
 from art_wdro.evaluation._intervals import ends, knapsack_of, resampled, wilson
 from art_wdro.evaluation._provenance import digest_of_data, digest_of_weights
 from art_wdro.evaluation._report import Row
@@ -301,6 +303,28 @@ def test_one_radius_for_all_samples_is_not_compared():
     rows = [Row("PGD", math.inf, 0.5, 0, 0, 0), Row("WDA", 2.0, 0.6, 0, 0, 0)]
     assert len(check_rows(SimpleNamespace(undefined=0, elsewhere=0, mass={}), rows)) == 1
     assert check_rows(SimpleNamespace(undefined=0, elsewhere=0, mass={"WDA": np.ones(1)}), rows) == []
+
+
+def test_the_row_of_autoattack_says_what_to_install(linear, monkeypatch):
+    classifier = make_classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 4)), (1, 2, 2), 4)
+    x, y = np.random.default_rng(0).random((8, 1, 2, 2), dtype=np.float32), np.arange(8) % 4
+
+    def rows(**more) -> dict[str, Row]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = evaluate(classifier, x, y, eps=0.01, knapsack_iter=5, verbose=False, **more)
+        return {row.attack: row for row in found.rows}
+
+    def without(name: str) -> NoReturn:
+        raise ImportError(name)
+
+    monkeypatch.setattr("art_wdro.evaluation._autoattack.import_module", without)
+    row = rows()["AutoAttack, standard"]
+    assert row.failure == "not installed: pip install '.[autoattack]' in a clone of art-wdro"
+    assert row.threat == "W_inf"
+    assert math.isnan(row.accuracy)
+    assert "AutoAttack, standard" not in rows(autoattack=False)
+    assert left_out(linear.classifier, None, math.inf) == []  # whose inputs are no images
 
 
 def test_figure_without_matplotlib_and_autoattack_that_does_not_fit(report, linear, monkeypatch, tmp_path):

@@ -81,8 +81,10 @@ def test_demo_refuses_a_file_that_is_not_there(demo, capsys):
 def test_drop_in(monkeypatch, capsys, arguments):
     monkeypatch.setattr(sys, "argv", ["drop_in.py", *arguments])
     runpy.run_path(str(EXAMPLES / "drop_in.py"))
-    clean = re.search(r"accuracy clean: (0\.\d+)", capsys.readouterr().out)
-    assert float(clean[1]) > 0.7
+    figures = [float(found) for found in re.findall(r"^accuracy .*: (0\.\d+)$", capsys.readouterr().out, re.M)]
+    clean, pointwise, shared, knapsack = figures
+    assert clean > 0.7
+    assert knapsack < min(shared, pointwise) < clean
 
 
 def test_drop_in_differs_in_two_lines():
@@ -150,3 +152,18 @@ def test_a_recipe_wants_data(cifar10, capsys):
     with pytest.raises(SystemExit):
         cifar10([])
     assert "--data is not given; needed is a folder, or --quick" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_generic_trainer_gives_every_batch_a_budget_of_its_own(capsys):
+    runpy.run_path(str(EXAMPLES / "adversarial_trainer.py"))
+    output = capsys.readouterr().out
+    spent = {name: float(found) for name, found in re.findall(r"^(.*): ([\d.]+) eps$", output, re.M)}
+    whole, pieces, most = spent.values()
+    assert whole <= 1.0005
+    assert pieces <= 1.0005 < most
+    one_call, batches, clean, knapsack = (
+        float(found) for found in re.findall(r"^accuracy .*: (0\.\d+)$", output, re.M)
+    )
+    assert knapsack < min(one_call, batches) < clean
+    assert clean > 0.7

@@ -23,7 +23,7 @@ from art_wdro.attacks._base import WassersteinAttack
 from art_wdro.attacks._distributional import WassersteinDistributionalAttack
 from art_wdro.attacks._knapsack import WassersteinKnapsack
 from art_wdro.attacks._pgd import WassersteinPGD
-from art_wdro.evaluation._autoattack import autoattack_points
+from art_wdro.evaluation._autoattack import AUTOATTACK, autoattack_points
 from art_wdro.evaluation._distance import distance_of_mass, lengths_between
 from art_wdro.evaluation._report import KNAPSACK, Row
 
@@ -192,7 +192,7 @@ def attempts_on(case: Case, knapsack_iter: int, autoattack: bool) -> list[Attemp
     return [
         Attempt("none", None, lambda _: Outcome(case.x.cpu(), 0.0)),
         _ascent(case, "PGD-20, CE", p=math.inf, loss="ce"),
-        *([Attempt("AutoAttack, standard", math.inf, lambda _: _autoattack(case))] if autoattack else []),
+        *([Attempt(AUTOATTACK, math.inf, lambda _: _autoattack(case))] if autoattack else []),
         _ascent(case, "W-PGD-20, ReDLR, step eps/20 (paper)", eps_step=step),
         _ascent(case, "W-PGD-100, ReDLR, linear", max_iter=100, schedule="linear"),
         _split(case, kappa),

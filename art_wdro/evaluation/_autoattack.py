@@ -17,7 +17,10 @@ from art_wdro._host.extras import install
 from art_wdro._ranks import average, total
 from art_wdro._solvers.passes import Passes
 from art_wdro._threat.geometry import displace, project_on_balls
+from art_wdro.evaluation._report import Row
 
+AUTOATTACK = "AutoAttack, standard"
+"""Its name in a report."""
 NORM_NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
 """What AutoAttack calls the ground norms."""
 
@@ -31,12 +34,9 @@ def check_autoattack(classifier: PyTorchClassifier, wanted: bool | None, r: floa
     :raises ImportError: If it is wanted and not installed.
     :raises ValueError: If it is wanted and does not fit the classifier.
     """
-    bounds = host.box(classifier)
-    unit = bounds is not None and bool((bounds[0] == 0).all() and (bounds[1] == 1).all())
-    images = len(classifier.input_shape) == 3
+    unit, images = _has_unit_box(classifier), len(classifier.input_shape) == 3
     if wanted is None:
-        fits = unit and images and classifier.nb_classes >= 4 and r in NORM_NAMES
-        return fits and _autoattack_class() is not None
+        return _fits(classifier, r) and _autoattack_class() is not None
     if wanted and _autoattack_class() is None:
         raise ImportError(f"autoattack is True and the package is not installed: {install('autoattack')}")
     if wanted and r not in NORM_NAMES:
@@ -48,6 +48,25 @@ def check_autoattack(classifier: PyTorchClassifier, wanted: bool | None, r: floa
     if wanted and classifier.nb_classes < 4:
         raise ValueError(f"autoattack is True; it needs 4 classes or more, and there are {classifier.nb_classes}")
     return wanted
+
+
+def left_out(classifier: PyTorchClassifier, wanted: bool | None, r: float) -> list[Row]:
+    """Return the row of AutoAttack where it fits and is only not installed, which says what to install; else none."""
+    if wanted is not None or not _fits(classifier, r) or _autoattack_class() is not None:
+        return []
+    reason = f"not installed: {install('autoattack')}"
+    return [Row(AUTOATTACK, math.inf, math.nan, math.nan, 0.0, math.nan, reason)]
+
+
+def _fits(classifier: PyTorchClassifier, r: float) -> bool:
+    """Tell whether AutoAttack takes the classifier's inputs, its classes and the ground norm."""
+    images = len(classifier.input_shape) == 3
+    return _has_unit_box(classifier) and images and classifier.nb_classes >= 4 and r in NORM_NAMES
+
+
+def _has_unit_box(classifier: PyTorchClassifier) -> bool:
+    bounds = host.box(classifier)
+    return bounds is not None and bool((bounds[0] == 0).all() and (bounds[1] == 1).all())
 
 
 def _autoattack_class() -> Any:

@@ -26,7 +26,7 @@ from art_wdro.certificates._problem import why_uncertified
 from art_wdro.certificates._radii import certified_radii, refuse_draws
 from art_wdro.certificates._smoothing import voting_of
 from art_wdro.evaluation._attempts import Attempt, Case, Pool, attempts_on, told, tried
-from art_wdro.evaluation._autoattack import check_autoattack
+from art_wdro.evaluation._autoattack import check_autoattack, left_out
 from art_wdro.evaluation._first_order import bounds_of, upsilon_of
 from art_wdro.evaluation._provenance import provenance
 from art_wdro.evaluation._report import Report, Row
@@ -73,7 +73,7 @@ def evaluate(
     :param batch_size: Samples in one forward and backward pass.
     :param knapsack_iter: Gradient evaluations a sample in the search for least distances, at most.
     :param autoattack: Whether to run the AutoAttack package (not ART's attack of that name): None runs it where it is
-        installed and the inputs lie in [0, 1].
+        installed and the inputs lie in [0, 1]; where only the package is missing, its row says what to install.
     :param certified: Whether to compute certified radii, for an accuracy that no attack can pass: None does so where
         the network has bounds and it takes little, and of a smoothed classifier.
     :param n: Votes that bound a probability, of a smoothed classifier alone; None takes 10,000.
@@ -103,6 +103,7 @@ def evaluate(
     attempts = attempts_on(case, knapsack_iter, check_autoattack(classifier, autoattack, case.r))
     found, pool = check_model(case) if len(case.x) else [], Pool(case)
     rows, drawn["arrays"] = _tried_all(pool, attempts, keep_arrays, on_row, verbose)
+    rows += left_out(classifier, autoattack, case.r)
     report = _reported(case, pool, rows, reason, found)
     report = replace(report, uncertified=None if certified is False else report.uncertified, **drawn)
     for text in report.warnings:
