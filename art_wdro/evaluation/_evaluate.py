@@ -103,8 +103,7 @@ def evaluate(
     attempts = attempts_on(case, knapsack_iter, check_autoattack(classifier, autoattack, case.r))
     found, pool = check_model(case) if len(case.x) else [], Pool(case)
     rows, drawn["arrays"] = _tried_all(pool, attempts, keep_arrays, on_row, verbose)
-    rows += left_out(classifier, autoattack, case.r)
-    report = _reported(case, pool, rows, reason, found)
+    report = _reported(case, pool, rows + left_out(classifier, autoattack, case.r), reason, found)
     report = replace(report, uncertified=None if certified is False else report.uncertified, **drawn)
     for text in report.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
