@@ -39,9 +39,9 @@ CLASSES = 9
 FEW_CLASSES = 2
 """Those of them that are compared before the first run."""
 PATIENCE = 2
-"""Runs from elsewhere without a gain after which a sample leaves, at least."""
-GRADIENTS_A_RUN = 150
-"""So many gradients allowed a sample let one more such run be without a gain, where that is more."""
+"""Runs from elsewhere without a gain after which a sample leaves."""
+USUAL = 300
+"""Gradients a sample from which on all that are allowed go to further such runs, however fruitless they are."""
 RUNS_BEFORE = 2
 """Of those runs that come before a third class is searched."""
 AFAR = 0.5
@@ -135,7 +135,7 @@ class _Newton(Search[NewtonRuns]):
         others, count = max(0, self.classes - 1), len(self.data)
         self._columns = min(CLASSES, others)
         self._few = min(FEW_CLASSES, others, max_iter) if others > 1 else 0
-        self._patience = max(PATIENCE, max_iter // GRADIENTS_A_RUN)
+        self._patience = PATIENCE + max(0, max_iter - USUAL) // STEPS_FROM_ELSEWHERE
         self._further = further_runs(self._columns, max_iter)
         costs = [self._few + FIRST_RUN, self._columns + SECOND_RUN, *(run.steps for run in self._further)]
         self._costs = torch.tensor(costs)
