@@ -21,6 +21,7 @@ from art_wdro import (
     Report,
     WassersteinDistributionalAttack,
     WassersteinFGM,
+    WassersteinPGD,
     accuracy_bounds,
     adversarial_accuracy,
     evaluate,
@@ -138,6 +139,20 @@ def test_intervals_are_written_beside_figures(report):
     drawn += report.rows[-1].accuracy - report.accuracy(0.05)  # whole samples alone are flipped
     assert report.intervals["knapsack"] == ends(drawn, report.rows[-1].accuracy, 100)
     assert report.intervals["none"] == wilson(report.rows[0].accuracy, 100)
+
+
+@pytest.mark.slow
+def test_the_shared_budget_of_w_pgd_spreads_more_than_single_samples():
+    """What docs/evaluation.md says of its intervals."""
+    (x, y), (x_test, y_test) = digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    classifier = make_classifier(model, (1, 8, 8), 10, optimizer=torch.optim.Adam(model.parameters(), lr=5e-3))
+    classifier.fit(x, y, batch_size=64, nb_epochs=15)
+    attack = WassersteinPGD(classifier, eps=0.1, max_iter=50, schedule="linear", batch_size=500, verbose=False)
+    draws = np.random.default_rng(0).integers(len(x_test), size=(40, 200))
+    left = np.array([adversarial_accuracy(classifier, x_test[rows], y_test[rows], attack) for rows in draws])
+    assert left.std() > 1.3 * math.sqrt(left.mean() * (1 - left.mean()) / 200)
 
 
 def test_a_figure_shows_itself_and_what_is_in_it(report):
