@@ -176,6 +176,18 @@ def test_bracket_is_shaded(linear):
         assert len(found.plot().axes[0].collections) == areas
 
 
+def test_the_interval_of_a_certificate_by_votes_is_that_of_its_radii():
+    rng = np.random.default_rng(0)
+    radii = rng.uniform(0, 0.3, 100)
+    plain = Report(2.0, 2.0, 0.1, 100, (Row("none", None, 1.0, 0, 0, 0),), 0.0, {}, 2 * radii, radii=radii)
+    votes = replace(plain, surer=0.8 * radii, failed=3, confidence=0.999)
+    below = plain.certified_accuracy(0.1) - votes.certified_accuracy(0.1)
+    assert 0 < below < 0.031
+    expected = np.array(plain.intervals["certified"]) - below
+    assert votes.intervals["certified"] == pytest.approx(expected)
+    assert f"certified: {100 * votes.certified_accuracy(0.1):.1f} ± " in str(votes)
+
+
 def test_a_random_part(linear):
     x, y = linear.x[np.argsort(linear.y)], np.sort(linear.y)
     setting = {"eps": 0.02, "knapsack_iter": 10, "autoattack": False, "certified": False, "verbose": False}
