@@ -111,6 +111,7 @@ def test_evaluate(folder, model, capsys):
     with np.load("a.npz") as arrays:
         assert arrays["knapsack"].shape == arrays["x"].shape == (40, 1, 8, 8)
         assert arrays["indices"].tolist() == found["indices"]
+        np.testing.assert_array_equal(arrays["none"], arrays["x"])  # both parts are the same
         with np.load("digits.npz") as data:
             np.testing.assert_array_equal(arrays["y"], data["y"][arrays["indices"]])
     assert not list(folder.rglob(".*-*"))  # no temporary file is left

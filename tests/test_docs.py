@@ -239,7 +239,8 @@ def test_a_number_of_the_numerics_page(name, file, value):
 
 def test_every_constant_is_on_the_numerics_page():
     found = {(name, str(file.relative_to(PACKAGE))) for file in SOURCES for name in constants(file)}
-    assert found - {("FORMAT", "_storage/checkpoint.py")} <= {(name, file) for name, file, _ in NUMBERS}
+    formats = {("FORMAT", "_storage/checkpoint.py"), ("FORMAT", "evaluation/_report.py")}
+    assert found - formats <= {(name, file) for name, file, _ in NUMBERS}
 
 
 def test_no_tolerance_is_without_a_name_or_a_row():

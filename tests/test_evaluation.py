@@ -22,6 +22,7 @@ from art_wdro import (
     Report,
     WassersteinDistributionalAttack,
     WassersteinFGM,
+    WassersteinPGD,
     accuracy_bounds,
     adversarial_accuracy,
     evaluate,
@@ -142,6 +143,20 @@ def test_intervals_are_written_beside_figures(report):
     assert report.intervals["none"] == wilson(report.rows[0].accuracy, 100)
 
 
+@pytest.mark.slow
+def test_the_shared_budget_of_w_pgd_spreads_more_than_single_samples():
+    """What docs/evaluation.md says of its intervals."""
+    (x, y), (x_test, y_test) = digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    classifier = make_classifier(model, (1, 8, 8), 10, optimizer=torch.optim.Adam(model.parameters(), lr=5e-3))
+    classifier.fit(x, y, batch_size=64, nb_epochs=15)
+    attack = WassersteinPGD(classifier, eps=0.1, max_iter=50, schedule="linear", batch_size=500, verbose=False)
+    draws = np.random.default_rng(0).integers(len(x_test), size=(40, 200))
+    left = np.array([adversarial_accuracy(classifier, x_test[rows], y_test[rows], attack) for rows in draws])
+    assert left.std() > 1.3 * math.sqrt(left.mean() * (1 - left.mean()) / 200)
+
+
 def test_a_figure_shows_itself_and_what_is_in_it(report):
     figure = report.plot(orders=(1,))
     assert figure._repr_png_().startswith(b"\x89PNG")
@@ -161,6 +176,18 @@ def test_bracket_is_shaded(linear):
     plain = Report(2.0, math.inf, 0.2, 4, (Row("none", None, 1.0, 0, 0, 0),), 0.0, {}, np.full(4, 0.3))
     for found, areas in ((plain, 0), (replace(plain, radii=radii), 1), (replace(plain, distances=np.zeros(4)), 0)):
         assert len(found.plot().axes[0].collections) == areas
+
+
+def test_the_interval_of_a_certificate_by_votes_is_that_of_its_radii():
+    rng = np.random.default_rng(0)
+    radii = rng.uniform(0, 0.3, 100)
+    plain = Report(2.0, 2.0, 0.1, 100, (Row("none", None, 1.0, 0, 0, 0),), 0.0, {}, 2 * radii, radii=radii)
+    votes = replace(plain, surer=0.8 * radii, failed=3, confidence=0.999)
+    below = plain.certified_accuracy(0.1) - votes.certified_accuracy(0.1)
+    assert 0 < below < 0.031
+    expected = np.array(plain.intervals["certified"]) - below
+    assert votes.intervals["certified"] == pytest.approx(expected)
+    assert f"certified: {100 * votes.certified_accuracy(0.1):.1f} ± " in str(votes)
 
 
 def test_a_random_part(linear):

@@ -51,7 +51,7 @@ def reported(classifier: PyTorchClassifier, data: Split, eps: float, autoattack:
         warnings.simplefilter("ignore", UserWarning)  # the report prints them
         report = evaluate(classifier, *data, eps=eps, batch_size=250, autoattack=autoattack)
     curve = {f"{share:g} eps": float(report.accuracy(share * eps)) for share in PARTS}
-    plain = {key: value for key, value in report.to_dict().items() if key != "distances"}
+    plain = {key: value for key, value in report.to_dict().items() if key not in ("distances", "standing")}
     return {"report": plain, "text": report.to_markdown(), "curve": curve}
 
 
