@@ -135,6 +135,17 @@ def pictures(found: Any) -> None:
     assert found["bracket"] == pytest.approx([found["curve"][end][25] for end in ("certified", "knapsack")])
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_what_pages_say_of_the_pictures_is_what_was_measured(page):
+    found = json.loads((ROOT / "benchmarks/results/pictures.json").read_text(encoding="utf-8"))
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    clean, pointwise, _, knapsack = (round(100 * row["accuracy"]) for row in found["rows"])
+    low, high = (f"{100 * end:.1f}" for end in found["bracket"])
+    assert f"leaves {100 - round(100 * found['rows'][-1]['moved'])} images alone, flips {clean - knapsack}" in text
+    assert f"leaves {knapsack} % where PGD leaves {pointwise} %" in text
+    assert re.search(rf"the truth is between {low} .*{high} %", text)
+
+
 @pytest.mark.slow
 def test_pictures_are_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_architectures, "KEPT", tmp_path)

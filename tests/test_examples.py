@@ -9,11 +9,13 @@ import runpy
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from art_wdro._cli.demo import KNAPSACK, print_table
 from art_wdro.trainers._update import Updates
 from tests.conftest import images, write_cifar10
 
@@ -32,7 +34,14 @@ def demo(monkeypatch, tmp_path):
 def check(output: str, figure: Path) -> None:
     assert re.search(r"^before +\d+\.\d", output, re.M)
     assert re.search(r"^after, distributional +\d+\.\d", output, re.M)
-    assert "Gain under W_2 (seed 0)" in output
+    assert "Gain under the knapsack, which no training used (seed 0)" in output
+    left = [float(found) for found in re.findall(r"^ +(\d+\.\d) %  ", output, re.M)]
+    assert len(left) == 6
+    assert left[0] == max(left)
+    assert left[-1] <= min(left) + 100 / 20  # the last image that the knapsack flips counts in part
+    assert re.search(
+        r"^The difference of [+-]\d+\.\d is (no )?more than noise: \d+\.\d points on 20 images", output, re.M
+    )
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
@@ -68,6 +77,15 @@ def test_demo_on_cifar10(demo, capsys, tmp_path, monkeypatch):
     write_cifar10(tmp_path / "sets", monkeypatch)
     demo([*QUICK, "--data", "cifar10", "--data-dir", "sets"])
     check(capsys.readouterr().out, tmp_path / "runs/demo.png")
+
+
+def test_the_demo_calls_a_difference_noise_that_chance_makes(capsys):
+    names = ("before", "ART", "ours")
+    args = SimpleNamespace(eps=0.1, seed=0)
+    for gain, verdict in ((1.0, "no more than noise: 6.2 points"), (9.0, "more than noise: 6.2 points")):
+        table = {name: {KNAPSACK: figure} for name, figure in zip(names, (30.0, 38.0, 38.0 + gain), strict=True)}
+        print_table(table, 500, args)
+        assert f"The difference of +{gain:.1f} is {verdict} on 500 images." in capsys.readouterr().out
 
 
 def test_demo_refuses_a_file_that_is_not_there(demo, capsys):
