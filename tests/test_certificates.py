@@ -259,9 +259,9 @@ def test_bounds_of_values_jacobians_and_outputs_hold_on_samples(activation):
                 assert ((logits @ rows[place].T).amin(0) >= lowest[place]).all()
 
 
-@pytest.mark.parametrize(("norm", "lowest"), [(1.0, 0.6 - 0.3), (2.0, 0.2), (math.inf, 0.2)])
-def test_the_bound_of_a_sum_is_the_larger_of_those_over_the_ball_and_the_box_around_it(norm, lowest):
-    """Around (0.1, 0.5) with the radius 0.3, which the unit box ends at 0: the least values are 0 and 0.2 there."""
+@pytest.mark.parametrize(("norm", "lowest"), [(1.0, 0.6 - 0.3), (2.0, 0.5 - math.sqrt(0.08)), (math.inf, 0.2)])
+def test_the_bound_of_a_sum_is_the_least_over_the_ball_in_the_box(norm, lowest):
+    """Around (0.1, 0.5) with the radius 0.3: the box ends the first step at 0.1, and the second has what is left."""
     centre, radius = torch.tensor([[0.1, 0.5]]).double(), torch.tensor([0.3]).double()
     nodes = graph_of(linear_layer([[1.0, 1.0]]), (2,))
     ball = Ball(centre, radius, norm, unit_box(2))
@@ -363,15 +363,14 @@ def test_a_radius_ends_where_the_bounds_of_the_margin_cross_zero(seed):
     x = torch.rand(10, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     nodes, labels, largest = graph_of(model, (5,)), model(x).argmax(1), torch.ones(10).double()
     ball = Ball(x, largest, math.inf, Interval(torch.zeros_like(x), torch.ones_like(x)))
-    radii = certain_radii(nodes, ball, labels, torch.full((10, 3), math.inf).double(), largest)
+    radii = certain_radii(nodes, ball, labels, torch.full((10, 3), math.inf).double(), largest).radii
     low, high = torch.zeros_like(largest), largest
     for _ in range(30):
         middle = (low + high) / 2
         holds = margin_bounds(nodes, ball._replace(radius=middle), labels, 4).amin(1) > 0
         low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
     assert (low > 0).all()
-    assert (radii <= high).all()
-    assert (radii > 0.98 * low).all()
+    assert (radii > 0.98 * low).all()  # slopes that are optimised at the end may let them go further
 
 
 def test_a_sample_that_rounds_to_another_class_has_no_radius():

@@ -21,7 +21,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the draws.")
 @click.option("--json", "json_file", type=FILE, help="File for what changed.")
 def compare(first: Path, second: Path, seed: int, json_file: Path | None) -> None:
-    """Compare two reports of evaluate (--json): what changed beyond the sampling error of the images."""
+    """Compare two reports: what changed beyond the sampling error of the images."""
     writable(json=json_file)
     found = run_comparison(load_report(first), load_report(second), seed)
     click.echo(str(found))

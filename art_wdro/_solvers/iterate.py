@@ -80,12 +80,21 @@ class Iterate:
     def take_direction(self, rows: Some, point: Tensor, gradient: Tensor) -> None:
         """Note the dual norm and the steepest direction of some samples' gradients at their points."""
         r, box = self._threat.r, self._threat.box
-        self.slopes[rows] = dual_norms(gradient, r)
+        slopes = dual_norms(gradient, r)
+        at_once = self._holds_all(point)
+        if at_once:
+            self.slopes = slopes
+        else:
+            self.slopes[rows] = slopes
         # only l_1's direction needs to know what the box lets move
         free = movable_coordinates(point, gradient, *box) if box is not None and r == 1.0 else None
         direction = sample_direction(gradient, r, free)
-        # a length of 0 cancels any byte, but not NaN
-        self._directions[rows] = direction if r in SIGN_NORMS else direction.nan_to_num_(0.0, 0.0, 0.0)
+        # a length of 0 cancels any sign, but not NaN
+        direction = direction if r in SIGN_NORMS else direction.nan_to_num_(0.0, 0.0, 0.0)
+        if at_once:
+            self._directions = Rows(direction, self.x.device)
+        else:
+            self._directions[rows] = direction
 
     def step(self, lengths: Tensor, eps: Tensor, best: Best | None) -> None:
         """Move every sample by its length along its direction, and project into the ball of radius eps.
@@ -101,15 +110,23 @@ class Iterate:
                 best.offer(rows, point)
             delta = point - origin
             delta += direction * per_sample(lengths[rows], delta)
-            self._norms[rows] = sample_norms(delta, r)
-            if len(self._parts) == 1:
-                waiting = [(rows, delta, origin)]
+            if self._holds_all(point):
+                self._norms, waiting = sample_norms(delta, r), [(rows, delta, origin)]
             else:
+                self._norms[rows] = sample_norms(delta, r)
                 self.x[rows] = delta
         self.radii = radii = allowed_radii(self._norms, eps, p)
         for rows, delta, origin in waiting or staged(self._parts, self.x, self._data):
             moved = origin + project_on_balls(delta, radii[rows], r)
-            self.x[rows] = moved if box is None else clip(moved, *box)
+            moved = moved if box is None else clip(moved, *box)
+            if waiting:
+                self.x = Rows(moved, self.x.device)
+            else:
+                self.x[rows] = moved
+
+    def _holds_all(self, values: Tensor) -> bool:
+        """Tell whether rows are the whole data set, on the device: then nothing need be copied into its place."""
+        return self.x.in_memory and len(self._parts) == 1 and len(values) == len(self.slopes)
 
     def moved(self, lengths: Tensor) -> Tensor:
         """Tell which samples the last step moved, boolean, (N,), from its lengths, (N,)."""

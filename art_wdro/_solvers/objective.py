@@ -35,11 +35,13 @@ class Objective:
     :param loss: Maps logits and class indices to per-sample losses, (N,).
     :param targeted: Whether the labels are targets: then a sample stands until it reaches its target,
         otherwise until it leaves its label.
+    :param whole: Whether all samples are evaluated, those too for which the loss is flat.
     """
 
     logits_of: Callable[[Tensor], Tensor]
     loss: PerSampleLoss
     targeted: bool = False
+    whole: bool = False
 
     @classmethod
     def of(cls, logits_of: Callable[[Tensor], Tensor], loss: str | PerSampleLoss, targeted: bool = False) -> Objective:
@@ -48,8 +50,8 @@ class Objective:
 
     @property
     def rectified(self) -> bool:
-        """Whether the loss is flat for every sample that no longer stands."""
-        return self.loss in RECTIFIED
+        """Whether the loss is flat for every sample that no longer stands, and such ones may be left out."""
+        return self.loss in RECTIFIED and not self.whole
 
     def value(self, x: Tensor, labels: Tensor) -> Value:
         """Evaluate without a gradient."""

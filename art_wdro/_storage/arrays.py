@@ -68,6 +68,11 @@ class Rows:
         else:
             self._values[self._here(some)] = values.to(self._values)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the values lie in memory of the device that computes, and in no file."""
+        return self.resident and self._map is None
+
     def take(self, some: slice, values: Tensor, weight: Tensor) -> None:
         """Take the values where the weight, a scalar tensor, is 1, and keep the own ones where it is 0."""
         own = self[some].lerp_(values, weight)

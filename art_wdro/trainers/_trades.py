@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -244,7 +245,10 @@ class AlgorithmOne(Method):
         logits_of = host.logits_of(
             self._classifier, training=True, precision=trainer._precision, compiled=trainer._compile
         )
-        self._objective, self._pointwise = Objective.of(logits_of, trainer._loss), Objective.of(logits_of, "ce")
+        # a GPU has its next passes queued before the last ones are done, and asking which samples need them would wait
+        whole = self._classifier.device.type != "cpu"
+        self._objective = replace(Objective.of(logits_of, trainer._loss), whole=whole)
+        self._pointwise = Objective.of(logits_of, "ce")
         self._box = host.box(self._classifier)
         self._running = RunningUpsilon(trainer._eta, self._p, trainer._window)
         self._budgets: Tensor | None = None  # power sums of the eps_B so far
