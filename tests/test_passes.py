@@ -182,3 +182,10 @@ def test_an_objective_that_is_evaluated_whole_reads_nothing_back():
         read = {name for names in operators.between for name in names} & {*Operators.READ_BACKS}
         assert bool(read) != whole
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+
+
+def test_what_torch_compiled_is_differentiated_once():
+    module = torch.nn.Linear(2, 2)
+    assert not Passes(module).differentiable_once
+    assert Passes(torch.compile(module, backend="aot_eager")).differentiable_once
+    assert Passes(torch.compile(torch.relu, backend="aot_eager")).differentiable_once

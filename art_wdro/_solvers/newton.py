@@ -131,7 +131,7 @@ class _Newton(Search[NewtonRuns]):
 
     def __init__(self, logits_of: LogitsOf, samples: Samples, r: float, max_iter: int) -> None:
         super().__init__(logits_of, samples, r)
-        self._pool = Pool.of(self.data, samples.labels, self.chosen, OTHERS)
+        self._pool = self._samples_of_others()
         others, count = max(0, self.classes - 1), len(self.data)
         self._columns = min(CLASSES, others)
         self._few = min(FEW_CLASSES, others, max_iter) if others > 1 else 0
@@ -148,6 +148,11 @@ class _Newton(Search[NewtonRuns]):
             "classes": torch.zeros(count, self._columns, dtype=torch.int64),
             "estimates": torch.zeros(count, self._columns, dtype=torch.float64),
         }
+
+    def set_state(self, saved: dict[str, Any]) -> None:
+        """Go on from what was saved; the others are the samples that were searched for then."""
+        super().set_state(saved)
+        self._pool = self._samples_of_others()
 
     def batch(self, rows: Tensor) -> NewtonRuns:
         """Return samples with the nearest points found so far."""
@@ -183,6 +188,9 @@ class _Newton(Search[NewtonRuns]):
         idle = self.notes["idle"][rows] + elsewhere.long()
         self.notes["idle"][rows] = torch.where(elsewhere & gained, 0, idle)
         return runs.nearest, torch.isfinite(runs.radius), self._following(rows, number, runs.radius.cpu())
+
+    def _samples_of_others(self) -> Pool:
+        return Pool.of(self.data, self.samples.labels, self.chosen, OTHERS)
 
     def _begin_first(self, runs: NewtonRuns, left: int) -> None:
         """Go along the class that is nearest among few; points of other classes are known from other samples."""

@@ -14,6 +14,8 @@ LogitsOf = Callable[[Tensor], Tensor]
 """Maps inputs (N, ...) to logits (N, K), sample by sample, differentiably."""
 SHAPES = 5
 """Sizes of batch that a search shows the network: the full one and its halvings, the last of which is padded most."""
+COMPILED = "_orig_mod", "_torchdynamo_orig_callable"
+"""What modules and functions have that torch.compile has made."""
 COST = 8.0
 """What a pass on a CPU costs beside its samples, in samples; on a GPU small passes cost no less than full ones."""
 
@@ -59,7 +61,8 @@ class Passes:
         :param sizes: Sizes of the batches, in falling order.
         """
         self._logits_of, self.sizes = owning(logits_of), sizes
-        self.differentiable_once: bool = getattr(logits_of, "differentiable_once", False)
+        compiled = any(hasattr(logits_of, name) for name in COMPILED)
+        self.differentiable_once: bool = compiled or getattr(logits_of, "differentiable_once", False)
         self.gradients = 0
         self.counts: Counter[int] = Counter()
 

@@ -125,7 +125,7 @@ class Search(abc.ABC, Generic[R]):
         saved = None if checkpoint is None else checkpoint.load()
         if saved is not None:
             check_found(saved, self.samples, self.r)
-            self._set_state(saved)
+            self.set_state(saved)
         for _ in bar(_Progress(self, checkpoint)):
             pass
         return Found(self.distances, self.points.whole(), self.spent.gradients)
@@ -155,7 +155,7 @@ class Search(abc.ABC, Generic[R]):
             "batches": {name: None if runs is None else runs.rows() for name, runs in batches.items()},
         }
 
-    def _set_state(self, saved: dict[str, Any]) -> None:
+    def set_state(self, saved: dict[str, Any]) -> None:
         """Go on from what :meth:`state` returned."""
         # a near-tie may change sides on another machine, so who is searched for is what it was
         self.distances, self.chosen = saved["distances"].to(self.distances), saved["chosen"].to(self.chosen)
@@ -214,7 +214,7 @@ class Search(abc.ABC, Generic[R]):
         self._filling = False
 
     def _begin(self) -> bool:
-        """Begin the run that most samples wait for, if any waits."""
+        """Begin a run that samples wait for, if any waits."""
         number, rows = self._waiting()
         if len(rows) < self.size and self._landed is not None:
             self._end()
@@ -229,9 +229,10 @@ class Search(abc.ABC, Generic[R]):
         return True
 
     def _waiting(self) -> tuple[int, Tensor]:
-        """Return the run that most samples wait for, and the first of these."""
+        """Return the last run that a full batch waits for, else the one that most do, and the first of these."""
         counts = torch.bincount(self._next[self._next >= 0], minlength=1)
-        number = int(counts.argmax())
+        full = (counts >= self.size).nonzero()
+        number = int(full[-1] if len(full) else counts.argmax())
         return number, (self._next == number).nonzero()[: self.size, 0]
 
     def _end(self) -> None:
