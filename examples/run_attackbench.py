@@ -2,7 +2,7 @@
 """The search for least distances as an attack of AttackBench, under its budget of passes.
 
     pip install attackbenchlib
-    python examples/attackbench.py
+    python examples/run_attackbench.py
 
 `search` is the whole adapter. What follows runs it on scikit-learn's digits.
 
@@ -49,10 +49,10 @@ def main() -> None:
         torch.autograd.backward(nn.functional.cross_entropy(model(x[200:]), y[200:]))
         optimiser.step()
     model.eval()
-    loader = DataLoader(TensorDataset(x[:100], y[:100]), batch_size=50)
+    loader = DataLoader(TensorDataset(x[:20], y[:20]), batch_size=20)
     for norm in NORMS:
         found = run_attack(model, loader, search, norm, "cpu")
-        print(f"{norm}: median distance {torch.tensor(found['distances']).median():.4f}")
+        print(f"{norm}: median distance {torch.tensor(found['distances'][norm]).median():.4f}")
 
 
 if __name__ == "__main__":
