@@ -213,6 +213,17 @@ def test_gradients_allowed_buy_runs_from_elsewhere(max_iter, fruitless):
     assert found.gradients == 18 + 1 + 16 + 25 * fruitless
 
 
+@pytest.mark.parametrize(
+    ("max_iter", "spent"), [(1, 1), (2, 2), (10, 10), (20, 20), (29, 20), (30, 30), (35, 35), (45, 45), (69, 45)]
+)
+def test_no_more_gradients_are_spent_than_allowed(max_iter, spent):
+    """Ten classes: two are compared before 18 steps, nine before 16, and a run more takes 25."""
+    torch.manual_seed(0)
+    network, x = torch.nn.Linear(30, 10), torch.rand(5, 30)
+    found = functional.least_distances(network, x, network(x).argmax(1), box=None, max_iter=max_iter)
+    assert found.gradients == 5 * spent
+
+
 def test_the_leading_class_is_the_largest_of_the_others():
     box = torch.zeros(()), torch.ones(())
     margins = Margins(lambda x: x, torch.rand(3, 4), torch.tensor([0, 3, 1]), 2.0, box, None)
