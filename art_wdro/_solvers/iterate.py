@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,8 @@ from art_wdro._threat.geometry import (
 )
 from art_wdro._threat.norms import dual_norms, per_sample, sample_norms
 from art_wdro._threat.threat import Threat
+
+Kept = TypeVar("Kept", Tensor, Rows)
 
 
 class Best:
@@ -72,6 +76,7 @@ class Iterate:
         self.slopes = torch.zeros(len(data), dtype=torch.float64, device=data.device)
         self._data, self._threat = data, threat
         self._parts = parts(len(data), data.at_once(batch_size))
+        self._at_once = data.in_memory and len(self._parts) == 1
         self._norms = torch.empty_like(self.slopes)
         self.radii = torch.zeros_like(self.slopes)
         # one byte holds a sign
@@ -80,21 +85,13 @@ class Iterate:
     def take_direction(self, rows: Some, point: Tensor, gradient: Tensor) -> None:
         """Note the dual norm and the steepest direction of some samples' gradients at their points."""
         r, box = self._threat.r, self._threat.box
-        slopes = dual_norms(gradient, r)
-        at_once = self._holds_all(point)
-        if at_once:
-            self.slopes = slopes
-        else:
-            self.slopes[rows] = slopes
+        self.slopes = self._put(self.slopes, rows, dual_norms(gradient, r))
         # only l_1's direction needs to know what the box lets move
         free = movable_coordinates(point, gradient, *box) if box is not None and r == 1.0 else None
         direction = sample_direction(gradient, r, free)
         # a length of 0 cancels any sign, but not NaN
         direction = direction if r in SIGN_NORMS else direction.nan_to_num_(0.0, 0.0, 0.0)
-        if at_once:
-            self._directions = Rows(direction, self.x.device)
-        else:
-            self._directions[rows] = direction
+        self._directions = self._put(self._directions, rows, direction)
 
     def step(self, lengths: Tensor, eps: Tensor, best: Best | None) -> None:
         """Move every sample by its length along its direction, and project into the ball of radius eps.
@@ -104,29 +101,24 @@ class Iterate:
         :param best: Is offered the point left behind.
         """
         p, r, box = self._threat
-        waiting = []
         for rows, point, origin, direction in staged(self._parts, self.x, self._data, self._directions):
             if best is not None:
                 best.offer(rows, point)
             delta = point - origin
             delta += direction * per_sample(lengths[rows], delta)
-            if self._holds_all(point):
-                self._norms, waiting = sample_norms(delta, r), [(rows, delta, origin)]
-            else:
-                self._norms[rows] = sample_norms(delta, r)
-                self.x[rows] = delta
+            self._norms = self._put(self._norms, rows, sample_norms(delta, r))
+            self.x = self._put(self.x, rows, delta)
         self.radii = radii = allowed_radii(self._norms, eps, p)
-        for rows, delta, origin in waiting or staged(self._parts, self.x, self._data):
+        for rows, delta, origin in staged(self._parts, self.x, self._data):
             moved = origin + project_on_balls(delta, radii[rows], r)
-            moved = moved if box is None else clip(moved, *box)
-            if waiting:
-                self.x = Rows(moved, self.x.device)
-            else:
-                self.x[rows] = moved
+            self.x = self._put(self.x, rows, moved if box is None else clip(moved, *box))
 
-    def _holds_all(self, values: Tensor) -> bool:
-        """Tell whether rows are the whole data set, on the device: then nothing need be copied into its place."""
-        return self.x.in_memory and len(self._parts) == 1 and len(values) == len(self.slopes)
+    def _put(self, kept: Kept, rows: Some, values: Tensor) -> Kept:
+        """Write values of some samples, and return where all lie: the values themselves if they are all there are."""
+        if self._at_once and len(values) == len(kept):
+            return values if isinstance(kept, Tensor) else Rows(values, kept.device)
+        kept[rows] = values
+        return kept
 
     def moved(self, lengths: Tensor) -> Tensor:
         """Tell which samples the last step moved, boolean, (N,), from its lengths, (N,)."""

@@ -81,9 +81,9 @@ class Margins:
         """Return what has one row a sample, by name."""
         return {name: values for name, values in vars(self).items() if isinstance(values, Tensor)}
 
-    def part(self: Self, rows: Tensor | slice) -> Self:
+    def part(self: Self, rows: Tensor) -> Self:
         """Return the same for some of the samples, counting into the same sum."""
-        return self.having({name: values[_at(rows, values)] for name, values in self.rows().items()})
+        return self.having({name: values[rows.to(values.device)] for name, values in self.rows().items()})
 
     def joined(self: Self, others: Self) -> Self:
         """Return the same with the samples of another batch behind."""
@@ -181,7 +181,3 @@ class Margins:
     def project(self, delta: Tensor, radius: Tensor) -> Tensor:
         """Project perturbations on balls of given radii inside the box."""
         return project_in_box(delta, radius, self.r, self.lower, self.upper)
-
-
-def _at(rows: Tensor | slice, values: Tensor) -> Tensor | slice:
-    return rows if isinstance(rows, slice) else rows.to(values.device)
