@@ -17,6 +17,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_wdro import WassersteinKnapsack
+from art_wdro._sources.networks import load_network
 from benchmarks._counting import Counter
 from benchmarks._settings import DATA
 from benchmarks._timing import timed
@@ -49,11 +50,9 @@ class Images(NamedTuple):
     y: Tensor
 
 
-def correct_images(
-    name: str, directory: Any, samples: int, network: Callable[[], torch.nn.Module] | None = None
-) -> Images:
+def correct_images(name: str, directory: Any, samples: int, network: str | None = None) -> Images:
     """Return those of some test images that a network, else the robust one, classifies correctly."""
-    model = robust_network(name, directory).model if network is None else network()
+    model = robust_network(name, directory).model if network is None else load_network(network)
     model = model.cpu().eval().requires_grad_(False)
     classifier, counter = classifier_of(model, DATA[name].shape), Counter(model)
     data = load(name, directory, train=False)

@@ -6,7 +6,8 @@
 
 Every attack gets the same forward plus backward passes a sample, and settings that the benchmark ranks. Local
 optimality is the area between the clean accuracy and an attack's curve of accuracy over eps, as a part of that area for
-the least distances of all attacks. `--network module:function` takes a network of yours.
+the least distances of all attacks. `--network` takes a network of yours,
+as `art-wdro evaluate --model` does.
 
 Source: Cina et al., AttackBench: evaluating gradient-based attacks for adversarial examples, AAAI 2025,
 arXiv:2404.19460, equations (4) and (5).
@@ -15,7 +16,6 @@ arXiv:2404.19460, equations (4) and (5).
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -23,7 +23,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from art_wdro._reproduction.machine import machine
@@ -116,15 +115,6 @@ def ranked(images: Images, r: float, passes: int, libraries: set[str], cells: Ce
     return sorted(rows, key=lambda row: -row["optimality"])
 
 
-def network_of(name: str | None) -> Callable[[], torch.nn.Module] | None:
-    """Return the function that a word module:function names."""
-    if name is None:
-        return None
-    module, _, function = name.partition(":")
-    found: Callable[[], torch.nn.Module] = getattr(importlib.import_module(module), function)
-    return found
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     found = with_data(command(__doc__))
@@ -133,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
         "--passes", type=int, nargs="+", default=[100, 200, 2000], help="forward plus backward, a sample"
     )
     found.add_argument("--norms", type=float, nargs="+", default=[*NORMS], help="inf, 2 and 1")
-    found.add_argument("--network", help="module:function that returns a network for the images, which is run")
+    found.add_argument("--network", help="a network for the images, module:function or a file")
     return found
 
 
@@ -141,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Rank the attacks on one network."""
     args = parsed(parser(), arguments, samples=20, passes=[60])
     libraries = installed(args.quick) & {"adv_lib"}
-    images = correct_images(args.name, args.data_dir, args.samples, network_of(args.network))
+    images = correct_images(args.name, args.data_dir, args.samples, args.network)
     print(machine())
     shown = Table("norm", "passes", "attack", "optimality", "median", "gradients", "seconds")
     rows = []

@@ -90,23 +90,23 @@ def small_resnet(channels: int, classes: int, width: int = 32) -> Network:
     )
 
 
-def wide_resnet(blocks: int, widening: int, stages: int = 3, classes: int = CLASSES) -> Network:
+def wide_resnet(blocks: int, widening: int, *, stem: int = 16, stages: int = 3, classes: int = CLASSES) -> Network:
     """Return a pre-activation ResNet for colours: WRN-28-10 with 4 blocks a stage, ResNet-18 with 2 in 4 stages.
 
     :param blocks: Residual blocks in a stage, after which the side is halved.
     :param widening: Multiple of 16 that the first stage has channels.
+    :param stem: Channels before it.
     :param stages: Number of stages, each twice as wide as the one before.
     """
-    widths = [16 * widening * 2**stage for stage in range(stages)]
-    before, layers = 16 * widening if stages == 4 else 16, []
-    first = before
-    for stage, width in enumerate(widths):
+    layers: list[nn.Module] = [nn.Conv2d(3, stem, 3, 1, 1, bias=False)]
+    before = stem
+    for stage in range(stages):
+        width = 16 * widening * 2**stage
         for block in range(blocks):
             layers.append(Block(before, width, 2 if stage and block == 0 else 1))
             before = width
-    stem = nn.Conv2d(3, first, 3, 1, 1, bias=False)
     head = [nn.BatchNorm2d(before), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes)]
-    return Network(stem, *layers, *head)
+    return Network(*layers, *head)
 
 
 def small_cnn(channels: int, classes: int, side: int) -> Network:

@@ -5,8 +5,8 @@
 
 Each part is a file in DIR, whole or not there, written as soon as it is done; a part that is there already is not run
 again, and one that does not fit into the minutes left is not begun. Networks are a pre-activation ResNet-18 and a
-WRN-28-10 with random weights and their own predictions as labels; `--network module:function` takes a network of yours
-in the place of the first. `--quick` runs everything on a CPU with a tiny network, to see it run.
+WRN-28-10 with random weights and their own predictions as labels; `--network` takes a network of yours in the place of
+the first, as `art-wdro evaluate --model` does. `--quick` runs everything on a CPU with a tiny network, to see it run.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, WassersteinPGD
 from art_wdro._reproduction.machine import machine
 from art_wdro._solvers.passes import Passes
+from art_wdro._sources.networks import load_network
 from art_wdro._storage.files import write_text
 from art_wdro.functional import least_distances
 from art_wdro.trainers._consistency import kl_consistency
@@ -127,9 +128,7 @@ class Bench:
 
     def knapsack(self) -> dict[str, Any]:
         """Time a search by the gradients that it takes a second, as a part of the bare loop's."""
-        attack = WassersteinKnapsack(
-            self.classifier, eps=EPS, max_iter=self._args.search, batch_size=self._args.batch_size, verbose=False
-        )
+        attack = self._searching()
         times = interleaved(
             {"bare": self.floor(), "search": lambda: attack.generate(self.x, self.y)}, self._args.repeats
         )
@@ -148,7 +147,10 @@ class Bench:
 
     def tuned(self) -> dict[str, Any]:
         """Time W-PGD and a search with `cudnn.benchmark` as multiples of the times without."""
-        runs = {"W-PGD, ReDLR": self.w_pgd(), "knapsack": self._search}
+        runs: dict[str, Callable[[], object]] = {
+            "W-PGD, ReDLR": self.w_pgd(),
+            "knapsack": partial(self._searching().generate, self.x, self.y),
+        }
         found = {}
         before = torch.backends.cudnn.benchmark
         for name, run in runs.items():
@@ -161,10 +163,10 @@ class Bench:
         torch.backends.cudnn.benchmark = before
         return found
 
-    def _search(self) -> None:
-        WassersteinKnapsack(
+    def _searching(self) -> WassersteinKnapsack:
+        return WassersteinKnapsack(
             self.classifier, eps=EPS, max_iter=self._args.search, batch_size=self._args.batch_size, verbose=False
-        ).generate(self.x, self.y)
+        )
 
     def training(self) -> dict[str, Any]:
         """Count images a second of our trainer and of TRADES written by hand."""
@@ -274,10 +276,9 @@ def networks(args: argparse.Namespace) -> dict[str, tuple[nn.Module, tuple[int, 
     """Return the two networks and the shapes of their images, by name."""
     if args.quick:
         return {"two convolutions": (small_cnn(1, 10, 8), (1, 8, 8)), "ResNet": (wide_resnet(1, 1), (3, 8, 8))}
-    first = wide_resnet(2, 4, stages=4)
+    first: nn.Module = wide_resnet(2, 4, stem=64, stages=4)
     if args.network is not None:
-        module, _, function = args.network.partition(":")
-        first = getattr(importlib.import_module(module), function)()
+        first = load_network(args.network)
     return {"ResNet-18": (first, (3, 32, 32)), "WRN-28-10": (wide_resnet(4, 10), (3, 32, 32))}
 
 
@@ -286,7 +287,7 @@ def parser() -> argparse.ArgumentParser:
     found = command(__doc__)
     found.add_argument("--minutes", type=float, default=8.0, help="a part is begun only in the first so many")
     found.add_argument("--out", type=Path, help="folder of the parts' files")
-    found.add_argument("--network", help="module:function that returns a network for CIFAR-10, which is run")
+    found.add_argument("--network", help="a network for CIFAR-10, module:function or a file")
     found.add_argument("--samples", type=int, default=1024)
     found.add_argument("--batch-size", type=int, default=256)
     found.add_argument("--steps", type=int, default=20)
