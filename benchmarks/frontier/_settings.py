@@ -10,6 +10,8 @@ from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
 from art_wdro.trainers._base import FineTuner
 from benchmarks._settings import DATA, LONGER, QUICK
 from benchmarks.frontier._rivals import AdversarialTraining, MaxMarginTraining
+from benchmarks.frontier._transport import ARMORTraining, UDRTraining
+from benchmarks.frontier._variants import SoftenedMargin, SoftenedTRADES
 
 MAX_ITER = 10
 """Gradient evaluations a sample in the inner problem, of every method."""
@@ -90,6 +92,13 @@ METHODS: dict[str, Method] = {
     "MMA": Method(MaxMarginTraining, {"p": math.inf, "budgets": 1, "beta": 2.0}, values("radius", 1.5, 1, 2, 3)),
     "max-margin": Method(MARGIN, {"p": math.inf, "budgets": 1}, values("beta", 1.5, 6) | values("radius", 2)),
     "combined": Method(PAPER, {"max_iter": MAX_ITER // 2}, values("gamma", 3, 1, 6)),
+    "UDR": Method(UDRTraining, POINTWISE, values("price", 1, 0.5) | values("radius", 1.5)),
+    "ARMOR_D": Method(
+        ARMORTraining, {**POINTWISE, "beta": 12.0}, values("divergence", 0.02, 0.1) | values("radius", 1.5)
+    ),
+    "margin-AWP": Method(MARGIN, {"weight_perturbation": PERTURBED}, values("beta", 6, 3, 12)),
+    "margin, softened": Method(SoftenedMargin, {}, values("beta", 6, 3, 12)),
+    "TRADES, softened": Method(SoftenedTRADES, POINTWISE, values("beta", 6, 3) | values("radius", 1.5)),
 }
 """Methods by name, the ones that decide first."""
 
