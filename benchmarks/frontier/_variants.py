@@ -15,13 +15,15 @@ from contextlib import AbstractContextManager
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
 from art_wdro._host import classifier as host
+from art_wdro._solvers.boundary import boundary
 from art_wdro.trainers._augmentation import indices_of
 from art_wdro.trainers._common import Common
-from art_wdro.trainers._margin import DualDescent
+from art_wdro.trainers._dual import dual_accuracy
+from art_wdro.trainers._margin import REACH, DualDescent
 from art_wdro.trainers._minibatches import Minibatches
 from art_wdro.trainers._trades import AlgorithmOne
 from art_wdro.trainers._update import Figures, Outer, Updates
@@ -60,3 +62,29 @@ class SoftenedMargin(WassersteinMarginTrainer):
 
     def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
         return DualDescent(self, SoftenedUpdates(self._classifier, self._common, updates))
+
+
+class KnapsackTraining(WassersteinMarginTrainer):
+    """Margin training with the cross-entropy at the boundary points of what budgets flip, in place of the hinge."""
+
+    def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
+        return _AtFlipped(self, updates)
+
+
+class _AtFlipped(DualDescent):
+    """The worst distributions of all budgets: a sample counts by the share of them that flip it."""
+
+    def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
+        labels, reach = indices_of(y), REACH * max(self._thresholds.values[-1], self._eps)
+        with self._updates.frozen():
+            found = boundary(self._logits_of, x, labels, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
+        taus = self._thresholds.update(found.distances)
+        accuracy = dual_accuracy(found.distances, taus[-1], self._eps, self._p)
+        below = found.distances[:, None] < found.distances.new_tensor(taus)
+        shares = ((found.distances > 0)[:, None] & below).float().mean(1)
+
+        def outer(_: Tensor, at_boundary: Tensor) -> tuple[Tensor, Figures]:
+            loss = (shares * cross_entropy(at_boundary, labels, reduction="none")).mean()
+            return self._beta * loss, {"margin_loss": loss, "train_adversarial_accuracy": accuracy}
+
+        return self._updates(y, [x, found.x], outer, where)
