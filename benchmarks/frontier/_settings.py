@@ -11,7 +11,7 @@ from art_wdro.trainers._base import FineTuner
 from benchmarks._settings import DATA, LONGER, QUICK
 from benchmarks.frontier._rivals import AdversarialTraining, MaxMarginTraining
 from benchmarks.frontier._transport import ARMORTraining, UDRTraining
-from benchmarks.frontier._variants import KnapsackTraining, SoftenedMargin, SoftenedTRADES
+from benchmarks.frontier._variants import HeldMargin, KnapsackTraining, SoftenedMargin, SoftenedTRADES
 
 MAX_ITER = 10
 """Gradient evaluations a sample in the inner problem, of every method."""
@@ -97,6 +97,7 @@ METHODS: dict[str, Method] = {
         ARMORTraining, {**POINTWISE, "beta": 12.0}, values("divergence", 0.02, 0.1) | values("radius", 1.5)
     ),
     "margin, CE": Method(KnapsackTraining, {}, values("beta", 3, 1.5, 6, 12)),
+    "margin, held": Method(HeldMargin, {"beta": 3.0}, values("points", 0, 1, 2)),
     "margin-AWP": Method(MARGIN, {"weight_perturbation": PERTURBED}, values("beta", 6, 3, 12)),
     "margin, softened": Method(SoftenedMargin, {}, values("beta", 6, 3, 12)),
     "TRADES, softened": Method(SoftenedTRADES, POINTWISE, values("beta", 6, 3) | values("radius", 1.5)),

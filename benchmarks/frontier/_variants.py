@@ -9,8 +9,10 @@ mitigated by properly learned smoothening.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -30,6 +32,8 @@ from art_wdro.trainers._update import Figures, Outer, Updates
 
 LABEL = 0.5
 """Weight of the label itself in a softened one; no other class then outweighs it."""
+HELD = 2.0
+"""Step of the logarithm of beta: some 2 % a minibatch where accuracy is a point off."""
 
 
 class SoftenedUpdates(Updates):
@@ -88,3 +92,36 @@ class _AtFlipped(DualDescent):
             return self._beta * loss, {"margin_loss": loss, "train_adversarial_accuracy": accuracy}
 
         return self._updates(y, [x, found.x], outer, where)
+
+
+class HeldMargin(WassersteinMarginTrainer):
+    """Margin training whose beta is a multiplier: clean accuracy in training is to stay what it was before."""
+
+    def __init__(self, classifier: PyTorchClassifier, points: float = 0.0, **options: Any) -> None:
+        """Take the clean accuracy that may be lost, in points, beside the options of the base class."""
+        super().__init__(classifier, **options)
+        self.points = points
+
+    def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
+        return _Multiplier(self, updates)
+
+
+class _Multiplier(DualDescent):
+    """Dual ascent on the logarithm of beta, by accuracy on the same minibatches in the same mode."""
+
+    def __init__(self, trainer: HeldMargin, updates: Updates) -> None:
+        super().__init__(trainer, updates)
+        self._lost = trainer.points / 100
+        self._before = copy.deepcopy(host.network(self._classifier)).requires_grad_(False)
+
+    def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
+        labels = indices_of(y)
+        with torch.no_grad():  # batch norm in train mode, as that of the update
+            wanted = (self._before.train()(x).argmax(1) == labels).double().mean() - self._lost
+        figures = super().step(x, y, where)
+        if figures is not None:
+            self._beta *= math.exp(HELD * (figures["train_clean_accuracy"] - wanted).item())
+        return figures
+
+    def finish_epoch(self) -> dict[str, Any]:
+        return {**super().finish_epoch(), "beta": self._beta}
