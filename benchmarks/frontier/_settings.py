@@ -138,7 +138,15 @@ SETTINGS = {
         data=QUICK, images=160, batch=32, ema=0.9, test_images=24, gradients=30, padding=1, eps=DATA[QUICK].eps
     ),
 }
-QUICK_POINTS = (START, "TRADES, beta 6", "margin, beta 3", "AT, radius 1", "MMA, radius 1.5")
+QUICK_POINTS = (
+    START,
+    "TRADES, beta 6",
+    "TRADES, beta 3",
+    "margin, beta 3",
+    "AT, radius 1",
+    "MMA, radius 1.5",
+    "UDR, price 1",
+)
 """What a quick run runs."""
 
 
