@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 import benchmarks
 from art_wdro import WassersteinMarginTrainer
@@ -31,6 +31,18 @@ from benchmarks._settings import DATA, QUICK, SHARES
 from benchmarks._tables import Table, spread
 from benchmarks._timing import compared, interleaved
 from benchmarks.attacks import _rivals
+from benchmarks.frontier import (
+    _curves,
+    _transport,
+    _variants,
+)
+from benchmarks.frontier import (
+    _rivals as frontier_rivals,
+)
+from benchmarks.frontier import (
+    _settings as frontier_settings,
+)
+from benchmarks.frontier import training as frontier
 from benchmarks.margin import _choices, _remedies
 from benchmarks.margin import figure as margin_figure
 from benchmarks.networks import _architectures
@@ -295,6 +307,29 @@ def margin_drawn(found: Any) -> None:
         assert [round(value, 1) for value in row["curve"]] == pytest.approx(entries, abs=0.1)
 
 
+def frontier_training(found: Any) -> None:
+    assert {frontier_settings.point_of(cell["cell"]) for cell in found} == set(frontier_settings.QUICK_POINTS)
+    for cell in found:
+        assert set(cell["points"]) == ({"last"} if cell["cell"]["method"] == "start" else {"last", "average"})
+        assert cell["cell"]["method"] == "start" or 0 < cell["gradients"] <= 10
+        for point in cell["points"].values():
+            assert 0 < point["area"] < point["clean"]
+            share = np.mean(np.array(point["distances"]) > cell["setting"]["eps"])
+            assert point["winf"] == pytest.approx(share, abs=1e-5)
+
+
+def frontier_drawn(found: Any) -> None:
+    page = (ROOT / "docs/results/frontier.md").read_text(encoding="utf-8")
+    assert {row["data"] for row in found} >= {"fashion-mnist", "cifar10-resnet18"}
+    for row in found:
+        name = row["method"] if row["knob"] is None else f"{row['method']}, {row['knob']}"
+        name += ", averaged" if row["weights"] == "average" else ""
+        lines = re.findall(rf"^\| {re.escape(name)} \|(.*)$", page, re.M)
+        entries = [[float(re.match(r"[\d.]+", entry.strip())[0]) for entry in line.split("|")[1:4]] for line in lines]
+        shown = [row["clean"], row["winf"], row["area"]]
+        assert any(entry == pytest.approx(shown, abs=0.06) for entry in entries), name
+
+
 def one_step(found: Any) -> None:
     assert [row["eps"] for row in found] == [0.05, 0.1, 0.2]
     for row in found:
@@ -329,6 +364,8 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.pictures": pictures,
     "attacks.smoothing": smoothing,
     "attacks.split_mass": split_mass,
+    "frontier.figure": frontier_drawn,
+    "frontier.training": frontier_training,
     "margin.analysis": margin_analysis,
     "margin.figure": margin_drawn,
     "margin.training": margin_training,
@@ -459,6 +496,110 @@ def test_without_budgets_every_minibatch_gets_the_whole_eps():
     trainer.fit(problem.x, problem.y, batch_size=20, nb_epochs=1)
     assert trainer.history[0]["upsilon"] is None
     assert trainer.history[0]["budget_ratio"] == pytest.approx(1)
+
+
+# The frontier's trainers and curves
+
+
+def by_hand(problem, loss_of) -> dict[str, torch.Tensor]:
+    """The weights of a linear network after one step of 0.5 along a loss of the network, the inputs and the labels."""
+    model, x, y = copy.deepcopy(problem.classifier.model), torch.from_numpy(problem.x), torch.from_numpy(problem.y)
+    loss_of(model, x, y).backward()
+    return {name: (value - 0.5 * value.grad).detach() for name, value in model.named_parameters()}
+
+
+def close(found, expected) -> bool:
+    return all(torch.allclose(found[name], value, rtol=0, atol=1e-6) for name, value in expected.items())
+
+
+def frontier_trained(kind, problem, **options) -> dict[str, torch.Tensor]:
+    """The weights of a copy of a linear network after one minibatch, which is the whole set."""
+    model = copy.deepcopy(problem.classifier.model)
+    classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
+    trainer = kind(classifier, seed=0, verbose=False, **options)
+    trainer.fit(problem.x, problem.y, batch_size=len(problem.x), nb_epochs=1)
+    return weights(classifier)
+
+
+def test_adversarial_training_descends_the_loss_of_attacked_inputs_alone():
+    problem = linear_problem(clip_values=(0.0, 1.0))
+
+    def loss_of(model, x, y):
+        x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(cross_entropy(model(x), y), x)
+        return cross_entropy(model((x + 0.05 * slope.sign()).clamp(0, 1).detach()), y)
+
+    one_step = {"eps": 0.05, "p": math.inf, "loss": "ce", "max_iter": 1, "eps_step": 0.05}
+    assert close(frontier_trained(frontier_rivals.AdversarialTraining, problem, **one_step), by_hand(problem, loss_of))
+
+
+def test_max_margin_training_without_margins_is_plain_training():
+    problem = linear_problem(clip_values=(0.0, 1.0))
+    plain = by_hand(problem, lambda model, x, y: cross_entropy(model(x), y))
+    none = {"eps": 1e-6, "p": math.inf, "budgets": 1}
+    assert close(frontier_trained(frontier_rivals.MaxMarginTraining, problem, beta=2.0, **none), plain)
+    some = {"eps": 0.05, "p": math.inf, "budgets": 1}
+    assert not close(frontier_trained(frontier_rivals.MaxMarginTraining, problem, beta=2.0, **some), plain)
+
+
+def test_softened_labels_are_half_of_what_the_network_said():
+    problem = linear_problem(clip_values=(0.0, 1.0))
+
+    def loss_of(model, x, y):
+        logits = model(x)
+        return cross_entropy(logits, 0.5 * one_hot(y, 5) + 0.5 * logits.detach().softmax(1))
+
+    assert close(frontier_trained(_variants.SoftenedMargin, problem, beta=0.0), by_hand(problem, loss_of))
+
+
+def test_a_multiplier_follows_clean_accuracy():
+    problem = linear_problem(clip_values=(0.0, 1.0))
+    model = problem.classifier.model
+    classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
+    trainer = _variants.HeldMargin(classifier, points=2.0, beta=3.0, seed=0, verbose=False)
+    trainer.fit(problem.x, problem.y, batch_size=len(problem.x), nb_epochs=1)
+    assert trainer.history[0]["beta"] == pytest.approx(3 * math.exp(2 * 0.02))  # the first step sees no loss yet
+
+
+def test_a_price_of_one_is_a_projection():
+    delta = torch.tensor([-0.3, -0.1, 0.0, 0.2])
+    assert _transport.shrunk(delta, 0.1, 1.0).tolist() == pytest.approx([-0.1, -0.1, 0.0, 0.1])
+    assert _transport.shrunk(delta, 0.1, 0.5).tolist() == pytest.approx([-0.2, -0.1, 0.0, 0.15])
+    assert torch.equal(_transport.shrunk(delta, 0.1, 0.0), delta)
+
+
+def test_the_worst_mean_is_the_least_of_the_dual():
+    losses = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(3).requires_grad_()
+    for divergence in (0.02, 0.5, 5.0):
+        value = _transport.worst_mean(losses, divergence)
+        scales = torch.linspace(0, 20, 20001, dtype=torch.float64)[:, None] + 0.1
+        dual = divergence * (scales - 0.1)[:, 0] + scales[:, 0] * (
+            torch.logsumexp(losses.detach() / scales, 1) - math.log(50)
+        )
+        assert value.item() == pytest.approx(dual.min().item(), abs=1e-6)
+        (weight,) = torch.autograd.grad(value, losses)
+        assert weight.sum().item() == pytest.approx(1)
+
+
+def test_figures_at_equal_clean_accuracy_are_interpolated():
+    def cell(knob, clean, area):
+        found = {"clean": clean, "winf": 0.5, "area": area, "wpgd": 0.5}
+        return {"cell": {"method": "TRADES", "knob": knob, "seed": 0}, "points": {"last": found}}
+
+    points = _curves.points_of([cell("beta 6", 0.8, 0.4), cell("beta 3", 0.9, 0.2), cell("radius 2", 0.7, 0.5)])
+    curves = _curves.curves_of(points, "TRADES", "last")
+    assert [[point.knob for point in curve] for curve in curves] == [["beta 3", "beta 6"], ["radius 1", "radius 2"]]
+    assert _curves.at_clean(curves, 85, "area") == pytest.approx(30)
+    assert _curves.at_clean(curves, 75, "area") == pytest.approx(45)
+    assert _curves.at_clean(curves, 95, "area") is None
+
+
+def test_shares_are_all_cells():
+    shares = [frontier.wanted(frontier.parser().parse_args(["run", "cifar10", "--shard", f"{i}/3"])) for i in range(3)]
+    everything = frontier_settings.cells_of((0,))
+    assert sorted(str(cell) for share in shares for cell in share) == sorted(map(str, everything))
+    with pytest.raises(SystemExit, match="--only is 'TRADE'"):
+        frontier.wanted(frontier.parser().parse_args(["run", "cifar10", "--only", "TRADE"]))
 
 
 # What the programs share

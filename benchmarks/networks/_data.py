@@ -7,7 +7,6 @@ import gzip
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from art_wdro._sources.data import Split
 from benchmarks._settings import QUICK
@@ -35,6 +34,8 @@ def load(name: str, directory: Path | None, train: bool) -> Split:
 def stored(name: str, directory: Path | None, train: bool) -> Split:
     """Load one part of a data set in the order in which it is stored; of digits, which have no parts, the whole."""
     if name in DIGITS:
+        from sklearn.datasets import load_digits  # needed for nothing else
+
         digits = load_digits()
         return Split((digits.images[:, None] / 16).astype(np.float32), digits.target)
     if directory is None:

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""A cell of training.py: one method, one value of a knob, one seed, trained, evaluated, and kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from art_wdro import WassersteinKnapsack, WassersteinPGD, shift_and_flip
+from art_wdro._sources.data import Split
+from art_wdro._sources.networks import load_network
+from art_wdro._storage.files import write_atomically
+from art_wdro.evaluation._accuracy import adversarial_accuracy
+from benchmarks._cells import file_of, run_cell
+from benchmarks._counting import Counter
+from benchmarks._settings import DATA, QUICK
+from benchmarks._timing import timed
+from benchmarks.frontier._settings import START, Setting, called_with, point_of
+from benchmarks.margin._cells import figures
+from benchmarks.networks._architectures import classifier_of
+from benchmarks.networks._data import load
+
+LAST, AVERAGED = "last", "average"
+"""The two sets of weights of a training: the network's own, and their moving average."""
+
+
+class Bench(NamedTuple):
+    """What the cells of one run share.
+
+    :param setting: The setting.
+    :param network: The network they start from, as `load_network` takes it.
+    :param device: "cpu" or "gpu".
+    :param folder: Where cells are kept.
+    :param train: Training images.
+    :param test: Test images.
+    """
+
+    setting: Setting
+    network: str
+    device: str
+    folder: Path
+    train: Split
+    test: Split
+
+    def classifier(self) -> PyTorchClassifier:
+        """Return the network that all cells start from, with its optimiser."""
+        own = self.setting
+        optimiser = {"lr": own.rate, "momentum": own.momentum, "weight_decay": own.weight_decay}
+        network = load_network(self.network, device="cpu" if self.device == "cpu" else None)
+        return classifier_of(network, DATA[own.data].shape, device_type=self.device, **optimiser)
+
+
+def bench_of(setting: Setting, network: str | None, device: str, folder: Path, data_dir: Path | None) -> Bench:
+    """Load the images of a setting, and name the network: unless it is given, that of networks/pretrained.py."""
+    train, test = (load(setting.data, data_dir, train) for train in (True, False))
+    names = {QUICK: "quick"}
+    kept = f"benchmarks.networks.pretrained:{names.get(setting.data, setting.data.replace('-', '_'))}"
+    few = test.choose(np.arange(setting.test_images))
+    return Bench(setting, network or kept, device, folder, train, few)
+
+
+def run_point(bench: Bench, cell: dict[str, Any]) -> dict[str, Any]:
+    """Run a cell, or read what it gave."""
+    file = file_of(bench.folder, cell)
+
+    def work() -> dict[str, Any]:
+        try:
+            found, seconds = timed(lambda: worked(bench, cell, file))
+        except FloatingPointError as error:
+            found, seconds = {"failed": str(error)}, 0.0
+        for weights, point in found.get("points", {}).items():
+            shown = {key: round(100 * point[key], 2) for key in ("clean", "winf", "area", "wpgd")}
+            print(json.dumps({**cell, "weights": weights, **shown, "seconds": round(seconds)}), flush=True)
+        return found
+
+    return run_cell(file, {"cell": cell, "trainer": described(cell, bench), "setting": bench.setting._asdict()}, work)
+
+
+def described(cell: dict[str, Any], bench: Bench) -> dict[str, Any]:
+    """Return what a cell's trainer is called with, as JSON has it."""
+    if cell["method"] == START:
+        return {}
+    cls, options = called_with(cell, bench.setting.eps)
+    return {"class": cls.__name__, **{k: "inf" if v == math.inf else v for k, v in options.items()}}
+
+
+def worked(bench: Bench, cell: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Train if the cell is no start, keep both sets of weights, and evaluate them."""
+    classifier = bench.classifier()
+    if cell["method"] == START:
+        return {"points": {LAST: evaluated(classifier, bench)}}
+    took, states = trained(classifier, bench, cell)
+    write_atomically(file.with_suffix(".pt"), partial(torch.save, states))
+    points = {}
+    for name, state in states.items():
+        classifier.model.load_state_dict(state)
+        points[name] = evaluated(classifier, bench)
+    return {**took, "points": points}
+
+
+def trained(
+    classifier: PyTorchClassifier, bench: Bench, cell: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Train by one method, and return what it took, and the weights after the last epoch and their average."""
+    setting, seed = bench.setting, cell["seed"]
+    cls, options = called_with(cell, setting.eps)
+    torch.manual_seed(seed)
+    options |= {"seed": seed, "precision": setting.precision, "ema": setting.ema, "verbose": False}
+    trainer = cls(classifier, **options)
+    rows = np.random.default_rng(seed).permutation(len(bench.train.x))[: setting.images]
+    x, y = (torch.from_numpy(part).to(classifier.device) for part in bench.train.choose(rows))
+    steps = setting.epochs * math.ceil(len(rows) / setting.batch)
+    counter = Counter(classifier.model)
+    trainer.fit(
+        x,
+        y,
+        batch_size=setting.batch,
+        nb_epochs=setting.epochs,
+        scheduler=CosineAnnealingLR(classifier.optimizer, steps),
+        scheduler_step="batch",
+        augment=None if setting.padding is None else shift_and_flip(setting.padding),
+    )
+    took = {
+        "gradients": counter.gradients / len(rows) / setting.epochs,
+        "training_seconds": sum(record["seconds"] for record in trainer.history),
+        "history": trainer.history,
+    }
+    average = {name: value.to("cpu", copy=True) for name, value in classifier.model.state_dict().items()}
+    assert trainer.final_state is not None
+    return took, {LAST: trainer.final_state, AVERAGED: average}
+
+
+def evaluated(classifier: PyTorchClassifier, bench: Bench) -> dict[str, Any]:
+    """Return accuracies on the test images: clean, and by least distances and W-PGD-20; and these distances."""
+    setting = bench.setting
+    shared: dict[str, Any] = {"eps": setting.eps, "batch_size": setting.at_once, "verbose": False}
+    search = WassersteinKnapsack(classifier, max_iter=setting.gradients, **shared)
+    search.generate(*bench.test)
+    distances = np.array([float(f"{distance:.4g}") for distance in search.distances_])
+    attack = WassersteinPGD(classifier, p=2, eps_step=setting.eps / 20, max_iter=20, loss="redlr", **shared)
+    return {
+        **figures(distances, setting.eps),
+        "wpgd": adversarial_accuracy(classifier, *bench.test, attack, batch_size=setting.at_once),
+        "distances": distances.tolist(),
+    }
+
+
+def restored(bench: Bench, cell: dict[str, Any], weights: str) -> PyTorchClassifier:
+    """Return the classifier of a cell that was run, with one set of its weights."""
+    classifier = bench.classifier()
+    if cell["method"] != START:
+        states = torch.load(file_of(bench.folder, cell).with_suffix(".pt"), weights_only=True)
+        classifier.model.load_state_dict(states[weights])
+    return classifier
+
+
+def shown_name(cell: dict[str, Any], weights: str) -> str:
+    """Return how tables call a point."""
+    return point_of(cell) if weights == LAST else f"{point_of(cell)}, averaged"

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""The frontier of every trainer: clean accuracy against accuracy under a shared budget (docs/results/frontier.md).
+
+    python -m benchmarks.frontier.training run fashion-mnist --data-dir DIR
+    python -m benchmarks.frontier.training run cifar10-resnet18 --data-dir DIR --network MODULE:FUNCTION --device gpu
+    python -m benchmarks.frontier.training autoattack fashion-mnist --data-dir DIR --only "margin, beta 3"
+    python -m benchmarks.frontier.training table fashion-mnist --json FILE
+
+DIR is as for networks/robust.py. Every cell, one method, one value of its knob and one seed, is kept in runs/frontier
+as soon as it is done; a run that is stopped goes on where it was. `--shard 0/3`, `1/3` and `2/3` share the cells among
+three processes, and `--minutes` begins no cell after so many. All methods have the same network to start from, the same
+images in the same order, the same optimiser and cycle, and at most 10 gradient evaluations a sample in the inner
+problem; every training gives two points, its last weights and their average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from art_wdro._storage.files import write_text
+from art_wdro.evaluation._autoattack import autoattack_points
+from benchmarks._cells import file_of, read_cells
+from benchmarks._command import command, parsed, with_data
+from benchmarks._files import keep_cells
+from benchmarks._settings import QUICK, SEEDS
+from benchmarks._tables import Table, spread
+from benchmarks.frontier._cells import Bench, bench_of, restored, run_point, shown_name
+from benchmarks.frontier._curves import FIGURES, WEIGHTS, Point, at_clean, curves_of, points_of
+from benchmarks.frontier._settings import METHODS, QUICK_POINTS, SETTINGS, START, cells_of, point_of
+
+AUTOATTACK_IMAGES = 200
+"""Test images of AutoAttack, the first of those of the searches."""
+LEVELS = (-4, -3, -2, -1, 0, 1, 2)
+"""Clean accuracies at which methods are compared, in points from the start's."""
+MINUTE = 60
+
+
+def run(bench: Bench, cells: Sequence[dict[str, Any]], minutes: float) -> None:
+    """Run cells that are not there, and begin none after so many minutes."""
+    end = time.monotonic() + MINUTE * minutes
+    for cell in cells:
+        if time.monotonic() > end:
+            print(f"{minutes:g} minutes are over before {cell}", flush=True)
+            return
+        run_point(bench, cell)
+
+
+def autoattack(bench: Bench, cells: Sequence[dict[str, Any]]) -> None:
+    """Run AutoAttack, standard, on images that the search leaves standing, for all weights of cells that were run."""
+    test = bench.test.choose(np.arange(AUTOATTACK_IMAGES))
+    for own in cells:
+        file = file_of(bench.folder, own)
+        if not file.exists():
+            continue
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        for weights, point in cell.get("points", {}).items():
+            if "autoattack" in point:
+                continue
+            classifier = restored(bench, own, weights)
+            standing = np.flatnonzero(np.array(point["distances"][:AUTOATTACK_IMAGES]) > bench.setting.eps)
+            x, y = (torch.from_numpy(part[standing]) for part in test)
+            points, _ = autoattack_points(classifier, x, y, math.inf, bench.setting.eps, bench.setting.at_once)
+            right = classifier.predict(points.numpy()).argmax(1) == y.numpy() if len(y) else np.zeros(0, bool)
+            point["searched"] = len(standing) / AUTOATTACK_IMAGES
+            point["autoattack"] = float(right.sum() / AUTOATTACK_IMAGES)
+            write_text(file, json.dumps(cell, indent=1))
+            shown = {key: round(100 * point[key], 1) for key in ("searched", "autoattack")}
+            print(json.dumps({**own, "weights": weights, **shown}), flush=True)
+
+
+def table(cells: Sequence[dict[str, Any]]) -> None:
+    """Print every point, mean and standard deviation over seeds, and the figures at equal clean accuracy."""
+    points = points_of(cells)
+    seconds = {point_of(c["cell"]): c["training_seconds"] for c in cells if "training_seconds" in c}
+    shown = Table("", "seeds", "clean", "W_inf", "area", "W-PGD-20", "training, s")
+    for point in points:
+        cell = {"method": point.method, "knob": point.knob}
+        own = [spread([*point.figures[name]]) for name in FIGURES]
+        time_taken = f"{seconds[point_of(cell)]:.0f}" if point_of(cell) in seconds else ""
+        shown.row(shown_name(cell, point.weights), len(point.figures["clean"]), *own, time_taken)
+    for cell in cells:
+        if "failed" in cell:
+            print(f"{cell['cell']} failed: {cell['failed']}")
+    start = next(point for point in points if point.method == START)
+    for name, title in (("area", "area"), ("winf", "W_inf")):
+        print()
+        compare(points, start.mean("clean"), name, title)
+
+
+def compare(points: Sequence[Point], clean: float, name: str, title: str) -> None:
+    """Print a figure of every method at clean accuracies around one."""
+    shown = Table(f"{title} at clean", *(f"{clean + level:.1f}" for level in LEVELS))
+    for weights in WEIGHTS:
+        for method in METHODS:
+            curves = curves_of(points, method, weights)
+            found = [at_clean(curves, clean + level, name) for level in LEVELS]
+            if any(value is not None for value in found):
+                texts = ["" if value is None else f"{value:.1f}" for value in found]
+                shown.row(shown_name({"method": method, "knob": None}, weights), *texts)
+
+
+def wanted(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return this process's share of the cells that the command line names."""
+    only = QUICK_POINTS if args.quick and not args.only else args.only
+    names = [*METHODS, START, *map(point_of, cells_of((0,)))]
+    unknown = [name for name in only or () if name not in names]
+    if unknown:
+        raise SystemExit(f"--only is {unknown[0]!r}; allowed are methods and their points, {', '.join(names)}")
+    found = [c for c in cells_of(tuple(args.seeds)) if not only or {c["method"], point_of(c)} & set(only)]
+    number, count = args.shard
+    return found[number::count]
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Read which share of the cells a process takes."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; allowed is i/n with i from 0 to n - 1")
+    return int(number), int(count)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    found = command(__doc__)
+    found.add_argument("action", nargs="?", choices=("run", "autoattack", "table"), help="run and table with --quick")
+    with_data(found, [name for name in SETTINGS if name != QUICK])
+    found.add_argument("--folder", type=Path, default=Path("runs/frontier"))
+    found.add_argument(
+        "--network", help="the start, as `art-wdro evaluate --model`; else that of networks/pretrained.py"
+    )
+    found.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    found.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after so many")
+    found.add_argument("--only", nargs="+", help='methods or points, as "TRADES" or "TRADES, beta 3"; all unless given')
+    found.add_argument(
+        "--shard", type=shard, default=(0, 1), help="i/n: take every n-th of the cells, from the i-th on"
+    )
+    found.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS[:1]))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run cells, or print their table."""
+    args = parsed(parser(), arguments)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as passing:
+        folder = Path(passing) if args.quick else args.folder / args.name
+        if args.quick or args.action != "table":
+            bench = bench_of(SETTINGS[args.name], args.network, args.device, folder, args.data_dir)
+            if args.action == "autoattack":
+                autoattack(bench, wanted(args))
+            else:
+                run(bench, wanted(args), args.minutes)
+        if args.quick or args.action == "table":
+            cells = read_cells(folder)
+            table(cells)
+            keep_cells(args.json, cells)
+
+
+if __name__ == "__main__":
+    main()
