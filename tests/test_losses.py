@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescent
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -63,6 +63,7 @@ def test_gradients_are_those_of_automatic_differentiation(loss, logits, label):
     tensor = torch.from_numpy(logits).requires_grad_()
     losses = loss(reduction="none")(tensor, labels)
     top = tensor.topk(3, dim=1).values
+    assume(bool((top[:, 0] - top[:, 2] > 2e-6).all()))  # there is a kink at 1e-6
     others = tensor.scatter(1, labels[:, None], -torch.inf).amax(1)
     expected = (others - tensor[:, label]) / (top[:, 0] - top[:, 2]).clamp(min=1e-6)
     if loss is ReDLRLoss:
