@@ -189,9 +189,9 @@ def _scaled(size: Tensor, room: Tensor, radii: Tensor) -> Tensor:
     inside = sample_norms(torch.minimum(size, room), 2.0) <= radii
     factor = (radii / sample_norms(size, 2.0).clamp(min=LEAST)).clamp(max=1.0)
     for _ in range(STEPS):
-        scaled = size * per_sample(factor, size)
-        rest = (radii.square() - sample_norms(room * (scaled >= room), 2.0).square()).clamp(min=0.0).sqrt()
-        free = sample_norms(size * (scaled < room), 2.0)
+        full = size * per_sample(factor, size) >= room
+        rest = (radii.square() - sample_norms(room.where(full, 0.0), 2.0).square()).clamp(min=0.0).sqrt()
+        free = sample_norms(size.masked_fill(full, 0.0), 2.0)
         before, factor = factor, torch.maximum(factor, (rest / free.clamp(min=LEAST)).clamp(max=1.0))
         if bool((inside | (factor <= before)).all()):
             break
