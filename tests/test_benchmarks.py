@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import pkgutil
 import re
 from argparse import Namespace
@@ -36,6 +37,7 @@ from benchmarks.margin import figure as margin_figure
 from benchmarks.networks import _architectures
 from benchmarks.paper import summary
 from benchmarks.paper._protocols import WithoutBudgets
+from benchmarks.speed.gpu import run_tests
 from tests.conftest import linear_problem, make_classifier, on_device, same, weights
 
 ROOT = Path(__file__).parents[1]
@@ -459,6 +461,31 @@ def test_without_budgets_every_minibatch_gets_the_whole_eps():
     trainer.fit(problem.x, problem.y, batch_size=20, nb_epochs=1)
     assert trainer.history[0]["upsilon"] is None
     assert trainer.history[0]["budget_ratio"] == pytest.approx(1)
+
+
+# The tests on a GPU, a part of benchmarks.speed.gpu
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds", "broken"),
+    [
+        ("pass", None, None),
+        ("os._exit(3)", None, "pytest ended with the code 3"),
+        ("pytest.exit('enough', 0)", None, "pytest ended with the code 0"),
+        ("time.sleep(100)", 8.0, "stopped after 8 seconds"),
+    ],
+)
+def test_tests_that_did_not_come_to_an_end_are_no_success(tmp_path, body, seconds, broken):
+    """The second test fails in any case, and is written at once."""
+    file = tmp_path / "test_some.py"
+    heads = ("good(): pass", "bad(): raise ValueError('unlike any other')", f"last(): {body}")
+    file.write_text("import os, time, pytest\n" + "".join(f"def test_{head}\n" for head in heads))
+    found = run_tests(["-c", os.devnull, str(file)], tmp_path, seconds)
+    names = found["failed" if broken is None else "failed until then"]
+    assert [name.split("::")[-1] for name in names] == ["test_bad"]
+    assert found.get("broken") == broken
+    assert ("failed" in found) == (broken is None)
+    assert "unlike any other" in (tmp_path / "failures.txt").read_text()
 
 
 # What the programs share
