@@ -47,7 +47,7 @@ def trainer(classifier: PyTorchClassifier, **settings) -> WassersteinMarginTrain
 def linear_distances(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, y: torch.Tensor, r: float):
     """Least l_r distances of a linear model without a box, differentiable in its weights; 0 where misclassified."""
     logits = x @ weight.T + bias
-    rows = torch.arange(len(x))
+    rows = torch.arange(len(x), device=x.device)
     gaps = logits[rows, y][:, None] - logits
     slopes = torch.linalg.vector_norm(weight[None] - weight[y][:, None], ord=dual_exponent(r), dim=2)
     own = nn.functional.one_hot(y, logits.shape[1]).bool()
