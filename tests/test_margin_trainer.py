@@ -63,7 +63,8 @@ def linear(classes: int, r: float, seed: int = 0):
     x = torch.randn(200, 12, generator=generator, dtype=torch.float64)
     y = (x @ weight.T + bias).argmax(1)
     y[::10] = (y[::10] + 1) % classes
-    return weight, bias, x, y, linear_distances(weight, bias, x, y, r)
+    placed = tuple(map(on_device, (weight, bias, x, y)))
+    return *placed, linear_distances(*placed, r)
 
 
 @pytest.mark.parametrize(("r", "steps", "tolerance"), [(math.inf, 10, 0.01), (2.0, 10, 0.01), (1.0, 60, 0.05)])
