@@ -60,11 +60,6 @@ def on_host(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
 
 
-def on_cpu_alone(reason: str) -> pytest.MarkDecorator:
-    """Mark tests of what is no matter of a GPU."""
-    return pytest.mark.skipif(DEVICE != "cpu", reason=reason)
-
-
 def pytest_report_header() -> str:
     """Say on what, and with which versions, the tests run."""
     return str(machine())
@@ -179,4 +174,4 @@ def weights(classifier: PyTorchClassifier) -> dict[str, torch.Tensor]:
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(first[k], second[k]) for k in first)
+    return all(torch.equal(first[k].cpu(), second[k].cpu()) for k in first)

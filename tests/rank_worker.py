@@ -39,7 +39,7 @@ from art_wdro import (
     wasserstein_distance,
 )
 from art_wdro.trainers._update import Updates
-from tests.conftest import BUDGETS, Problem, digits, linear_problem, make_classifier
+from tests.conftest import BUDGETS, Problem, digits, linear_problem, make_classifier, on_device, on_host
 
 THREATS = [(p, r) for p in (1.5, 2.0, np.inf) for r in (1.0, 2.0, np.inf)]
 SHARDS = {1: [60], 2: [23, 37], 3: [41, 0, 19]}
@@ -125,7 +125,7 @@ def train_margins(batch_size: int) -> dict[str, np.ndarray]:
     trainer = WassersteinMarginTrainer(classifier, eps=0.01, max_iter=6, seed=3, window=2, verbose=False)
     trainer.fit(x, y, batch_size=batch_size, nb_epochs=2)
     names = ("loss", "margin_loss", "tau", "train_adversarial_accuracy")
-    found = {name: value.numpy() for name, value in model.state_dict().items()}
+    found = {name: on_host(value) for name, value in model.state_dict().items()}
     return found | {"history": np.array([[record[name] for name in names] for record in trainer.history])}
 
 
@@ -148,7 +148,7 @@ def train(
         (1, 8, 8),
         10,
         optimizer=optimiser,
-        loss=nn.CrossEntropyLoss(weight, label_smoothing=0.1),
+        loss=on_device(nn.CrossEntropyLoss(weight, label_smoothing=0.1)),
         preprocessing_defences=defence,
     )
     trainer = DistributionalTRADESTrainer(
@@ -157,7 +157,7 @@ def train(
     (x, y), (x_test, y_test) = digits()
     settings = {"batch_size": batch_size, "nb_epochs": epochs, "checkpoint": checkpoint, "on_epoch": on_epoch}
     trainer.fit(x[:samples], y[:samples], (x_test[:50], y_test[:50]), **settings)
-    found = {name: value.numpy() for name, value in model.state_dict().items()}
+    found = {name: on_host(value) for name, value in model.state_dict().items()}
     names = ("loss", "upsilon", "budget_ratio", "pointwise_loss", "train_adversarial_accuracy", "wp_accuracy")
     return found | {"history": np.array([[record[name] for name in names] for record in trainer.history])}
 
@@ -189,8 +189,8 @@ def train_recipe(
         augment=augment,
         checkpoint=checkpoint,
     )
-    found = {name: value.numpy() for name, value in model.state_dict().items()}
-    found |= {f"final {name}": value.numpy() for name, value in trainer.final_state.items()}
+    found = {name: on_host(value) for name, value in model.state_dict().items()}
+    found |= {f"final {name}": on_host(value) for name, value in trainer.final_state.items()}
     return found | {"history": np.array([record["loss"] for record in trainer.history])}
 
 

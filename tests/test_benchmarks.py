@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import pkgutil
 import re
 from argparse import Namespace
@@ -48,6 +49,7 @@ from benchmarks.margin import figure as margin_figure
 from benchmarks.networks import _architectures
 from benchmarks.paper import summary
 from benchmarks.paper._protocols import WithoutBudgets
+from benchmarks.speed.gpu import run_tests
 from tests.conftest import linear_problem, make_classifier, on_device, same, weights
 
 ROOT = Path(__file__).parents[1]
@@ -600,6 +602,31 @@ def test_shares_are_all_cells():
     assert sorted(str(cell) for share in shares for cell in share) == sorted(map(str, everything))
     with pytest.raises(SystemExit, match="--only is 'TRADE'"):
         frontier.wanted(frontier.parser().parse_args(["run", "cifar10", "--only", "TRADE"]))
+
+
+# The tests on a GPU, a part of benchmarks.speed.gpu
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds", "broken"),
+    [
+        ("pass", None, None),
+        ("os._exit(3)", None, "pytest ended with the code 3"),
+        ("pytest.exit('enough', 0)", None, "pytest ended with the code 0"),
+        ("time.sleep(100)", 8.0, "stopped after 8 seconds"),
+    ],
+)
+def test_tests_that_did_not_come_to_an_end_are_no_success(tmp_path, body, seconds, broken):
+    """The second test fails in any case, and is written at once."""
+    file = tmp_path / "test_some.py"
+    heads = ("good(): pass", "bad(): raise ValueError('unlike any other')", f"last(): {body}")
+    file.write_text("import os, time, pytest\n" + "".join(f"def test_{head}\n" for head in heads))
+    found = run_tests(["-c", os.devnull, str(file)], tmp_path, seconds)
+    names = found["failed" if broken is None else "failed until then"]
+    assert [name.split("::")[-1] for name in names] == ["test_bad"]
+    assert found.get("broken") == broken
+    assert ("failed" in found) == (broken is None)
+    assert "unlike any other" in (tmp_path / "failures.txt").read_text()
 
 
 # What the programs share

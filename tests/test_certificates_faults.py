@@ -30,7 +30,7 @@ from art_wdro.certificates._problem import why_uncertified
 from tests import rank_worker
 from tests.conftest import NORMS, make_classifier, on_device
 from tests.test_certificates import Forward, class_pairs, dense, linear_layer, unit_box, whole
-from tests.test_ranks import GLOO, ROOT, torchrun
+from tests.test_ranks import ROOT, torchrun
 
 
 def samples(classifier, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -504,7 +504,6 @@ def test_odd_networks_get_certificates_that_hold_or_are_refused(seed, norm):
 
 
 @pytest.mark.slow
-@GLOO
 def test_a_rank_without_samples_has_the_figures_of_the_whole(tmp_path):
     """The second of three ranks has none; the constants that the ranks give differ, and the least counts."""
     done = torchrun(tmp_path, 3, "certificates")

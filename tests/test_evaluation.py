@@ -499,10 +499,10 @@ def test_the_nearest_points_are_kept_and_those_that_a_search_missed_are_counted(
         make_classifier(layer, (1,), 2), x, on_device(torch.zeros(3, dtype=torch.int64)), 2.0, math.inf, 0.375, 8
     )
     pool = Pool(case)
-    nearest = on_device(torch.tensor([[0.625], [0.75], [0.75]]))
+    nearest = torch.tensor([[0.625], [0.75], [0.75]])
     pool.search(nearest)
     assert pool.elsewhere == 0
-    pool.search(on_device(torch.tensor([[1.0], [0.7525], [0.75]])))  # twice as far, and a little less than 1 %
+    pool.search(torch.tensor([[1.0], [0.7525], [0.75]]))  # twice as far, and a little less than 1 %
     assert pool.elsewhere == 1
     assert pool.distances.tolist() == [0.375, 0.375, 0.0]
     assert torch.equal(pool.nearest, nearest)

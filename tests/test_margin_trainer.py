@@ -47,7 +47,7 @@ def trainer(classifier: PyTorchClassifier, **settings) -> WassersteinMarginTrain
 def linear_distances(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, y: torch.Tensor, r: float):
     """Least l_r distances of a linear model without a box, differentiable in its weights; 0 where misclassified."""
     logits = x @ weight.T + bias
-    rows = torch.arange(len(x))
+    rows = torch.arange(len(x), device=x.device)
     gaps = logits[rows, y][:, None] - logits
     slopes = torch.linalg.vector_norm(weight[None] - weight[y][:, None], ord=dual_exponent(r), dim=2)
     own = nn.functional.one_hot(y, logits.shape[1]).bool()
@@ -63,7 +63,8 @@ def linear(classes: int, r: float, seed: int = 0):
     x = torch.randn(200, 12, generator=generator, dtype=torch.float64)
     y = (x @ weight.T + bias).argmax(1)
     y[::10] = (y[::10] + 1) % classes
-    return weight, bias, x, y, linear_distances(weight, bias, x, y, r)
+    placed = tuple(map(on_device, (weight, bias, x, y)))
+    return *placed, linear_distances(*placed, r)
 
 
 @pytest.mark.parametrize(("r", "steps", "tolerance"), [(math.inf, 10, 0.01), (2.0, 10, 0.01), (1.0, 60, 0.05)])

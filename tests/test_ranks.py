@@ -27,10 +27,9 @@ from art_wdro import WassersteinMarginTrainer, _ranks, sharded
 from art_wdro.trainers._modes import Modes
 from art_wdro.trainers._update import Updates
 from tests import rank_worker
-from tests.conftest import make_classifier, on_cpu_alone, on_device
+from tests.conftest import make_classifier, on_device
 
 ROOT = Path(__file__).parent.parent
-GLOO = on_cpu_alone("the ranks of one machine speak by gloo, which gathers on the CPU alone")
 
 
 CASES = {2: ("attack", "train", "refused", "resume", "recipe"), 3: ("attack", "train", "weighted")}
@@ -76,7 +75,6 @@ def alone() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@GLOO
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_attacks_on_shards_equal_the_attack_on_all(job, alone, ranks):
     found = job(ranks)["attack"]
@@ -93,7 +91,6 @@ def test_attacks_on_shards_equal_the_attack_on_all(job, alone, ranks):
 
 
 @pytest.mark.slow
-@GLOO
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_training_over_ranks_equals_training_alone(job, ranks):
     found = job(ranks)["train"]
@@ -108,7 +105,6 @@ def test_training_over_ranks_equals_training_alone(job, ranks):
 
 
 @pytest.mark.slow
-@GLOO
 def test_a_recipe_over_ranks_equals_that_alone(job):
     """Averaged and perturbed weights, a cycle by minibatch, augmentation; random ones agree over the ranks."""
     found = job(2)["recipe"]
@@ -130,7 +126,6 @@ def test_a_recipe_over_ranks_equals_that_alone(job):
 
 
 @pytest.mark.slow
-@GLOO
 def test_class_weights_and_soft_labels_count_over_all_ranks(job):
     found = job(3)["weighted"]
     settings = {"weight": torch.arange(1.0, 11.0), "upsilon": "streaming"}
@@ -142,7 +137,6 @@ def test_class_weights_and_soft_labels_count_over_all_ranks(job):
 
 
 @pytest.mark.slow
-@GLOO
 def test_what_one_rank_refuses_all_refuse(job):
     first, second = job(2)["refused"]
     assert list(first["said"][:2]) == ["rank 1 refused its arguments; see its own error"] * 2
@@ -157,7 +151,6 @@ def test_what_one_rank_refuses_all_refuse(job):
 
 
 @pytest.mark.slow
-@GLOO
 def test_a_checkpoint_over_ranks_goes_on(job):
     found = job(2)["resume"]
     expected = rank_worker.train(24, "streaming")
@@ -167,7 +160,6 @@ def test_a_checkpoint_over_ranks_goes_on(job):
 
 
 @pytest.mark.slow
-@GLOO
 def test_a_rank_that_dies_ends_the_job(tmp_path):
     started = time.perf_counter()
     done = torchrun(tmp_path, 2, "die")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from art_wdro import functional
 from art_wdro._solvers.margins import CERTAIN, LEADING, Margins
-from tests.conftest import NORMS, digits, on_device
+from tests.conftest import NORMS, digits, on_device, on_host
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +163,11 @@ def test_more_gradients_never_give_a_longer_distance(r, digits_classifier):
             before = found.distances
 
 
+def class_0(count: int = 1) -> Tensor:
+    """Labels of samples of the first class."""
+    return on_device(torch.zeros(count, dtype=torch.int64))
+
+
 def flat(x: Tensor) -> Tensor:
     """Two classes that meet at 0.5, in steps without a slope."""
     step = (x[:, :1] > 0.5).float() + 0 * x[:, :1]
@@ -170,21 +175,20 @@ def flat(x: Tensor) -> Tensor:
 
 
 def test_flat_regions_are_left_by_way_of_other_samples():
-    x = torch.tensor([[0.1], [0.2], [0.9]])
-    labels = torch.tensor([0, 0, 1])
+    x, labels = on_device(torch.tensor([[0.1], [0.2], [0.9]])), on_device(torch.tensor([0, 0, 1]))
     # with a single gradient there is no run from elsewhere: the other sample itself is what was found
     few = functional.least_distances(flat, x, labels, max_iter=1)
-    np.testing.assert_allclose(few.distances, [0.8, 0.7, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(on_host(few.distances), [0.8, 0.7, 0.7], rtol=1e-6)
     many = functional.least_distances(flat, x, labels)
-    np.testing.assert_allclose(many.distances, [0.4, 0.3, 0.4], rtol=0.02)
+    np.testing.assert_allclose(on_host(many.distances), [0.4, 0.3, 0.4], rtol=0.02)
     # a mask that holds all still lets no sample become another one
-    held = functional.least_distances(flat, x, labels, mask=torch.zeros(3, 1, dtype=torch.bool))
+    held = functional.least_distances(flat, x, labels, mask=torch.zeros_like(x, dtype=torch.bool))
     assert torch.isinf(held.distances).all()
 
 
 def test_flat_regions_without_other_samples_are_left_by_random_starts():
-    found = functional.least_distances(flat, torch.tensor([[0.1], [0.3]]), torch.tensor([0, 0]))
-    np.testing.assert_allclose(found.distances, [0.4, 0.2], rtol=0.02)
+    found = functional.least_distances(flat, on_device(torch.tensor([[0.1], [0.3]])), class_0(2))
+    np.testing.assert_allclose(on_host(found.distances), [0.4, 0.2], rtol=0.02)
 
 
 def test_a_margin_that_rounding_could_undo_is_no_other_class():
@@ -192,7 +196,7 @@ def test_a_margin_that_rounding_could_undo_is_no_other_class():
         other = 1 + (x - 0.5).clamp(max=0.0) + CERTAIN / 2 * (x > 0.5) + (x - 0.8).clamp(min=0.0)
         return torch.cat([torch.ones_like(x), other], 1)
 
-    found = functional.least_distances(barely, torch.tensor([[0.2]]), torch.tensor([0]))
+    found = functional.least_distances(barely, on_device(torch.tensor([[0.2]])), class_0())
     assert barely(torch.tensor([[0.7]])).argmax(1) == 1
     assert found.distances.item() == pytest.approx(0.6, rel=1e-3)
 
@@ -205,15 +209,16 @@ def test_each_class_is_searched_in_its_turn():
         reached = 2 * x[:, 3:4] - 1 - 4 * x[:, :3].abs().sum(1, keepdim=True)
         return torch.cat([torch.zeros_like(reached), *dead, reached], 1)
 
-    found = functional.least_distances(logits_of, torch.zeros(1, 4), torch.tensor([0]), r=2.0, box=None, max_iter=300)
+    x = on_device(torch.zeros(1, 4))
+    found = functional.least_distances(logits_of, x, class_0(), r=2.0, box=None, max_iter=300)
     assert found.distances.item() == pytest.approx(0.5, rel=0.02)
 
 
 @pytest.mark.parametrize(("max_iter", "fruitless"), [(299, 2), (300, 2), (350, 4), (600, 14)])
 def test_gradients_allowed_buy_runs_from_elsewhere(max_iter, fruitless):
     """Two classes on a line need 18 + 1 + 16 gradients; what comes after brings nothing."""
-    x = torch.tensor([[0.2]])
-    found = functional.least_distances(lambda x: torch.cat([-x, x - 1], 1), x, torch.tensor([0]), max_iter=max_iter)
+    x = on_device(torch.tensor([[0.2]]))
+    found = functional.least_distances(lambda x: torch.cat([-x, x - 1], 1), x, class_0(), max_iter=max_iter)
     assert found.gradients == 18 + 1 + 16 + 25 * fruitless
 
 
@@ -223,7 +228,7 @@ def test_gradients_allowed_buy_runs_from_elsewhere(max_iter, fruitless):
 def test_no_more_gradients_are_spent_than_allowed(max_iter, spent):
     """Ten classes: two are compared before 18 steps, nine before 16, and a run more takes 25."""
     torch.manual_seed(0)
-    network, x = torch.nn.Linear(30, 10), torch.rand(5, 30)
+    network, x = on_device(torch.nn.Linear(30, 10)), on_device(torch.rand(5, 30))
     found = functional.least_distances(network, x, network(x).argmax(1), box=None, max_iter=max_iter)
     assert found.gradients == 5 * spent
 
@@ -242,7 +247,7 @@ def test_a_class_beyond_what_is_worthwhile_costs_nothing():
 
     spent = []
     for far in (1.6, 2.4):
-        found = functional.least_distances(logits_of(far), torch.zeros(1, 1), torch.tensor([0]), box=(-1, 1))
+        found = functional.least_distances(logits_of(far), on_device(torch.zeros(1, 1)), class_0(), box=(-1, 1))
         assert found.distances.item() == pytest.approx(0.1, rel=1e-2)
         spent.append(found.gradients)
     assert spent[0] == spent[1] + 50
@@ -261,8 +266,8 @@ def test_a_class_that_is_nearer_than_to_first_order_is_found_in_its_turn(before)
 
     # the runs up to the last class, and no gradient for one from elsewhere
     spent = 2 + 18 + (before + 1) + 16 + 50 * before + 50 * (before > 1)
-    x = torch.zeros(1, 1000)
-    found = functional.least_distances(logits_of, x, torch.tensor([0]), r=2.0, box=None, max_iter=spent)
+    x = on_device(torch.zeros(1, 1000))
+    found = functional.least_distances(logits_of, x, class_0(), r=2.0, box=None, max_iter=spent)
     nearest = (math.sqrt(1 + 400 * 0.18) - 1) / 200
     assert found.distances.item() == pytest.approx(nearest, rel=0.02)
     assert found.points.argmax(1).item() == before

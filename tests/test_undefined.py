@@ -99,7 +99,7 @@ def test_nan_is_no_class(swapped):
 
 def test_the_row_with_most_nan_counts():
     pool = Pool(Case(make_classifier(Root(), (1,), 2, clip_values=None), ROOTS, LABELS, 2.0, math.inf, 1.0, 8))
-    for points in (torch.where(ROOTS > 10, -ROOTS, ROOTS), ROOTS):
+    for points in (torch.where(ROOTS > 10, -ROOTS, ROOTS).cpu(), ROOTS.cpu()):
         pool.attempted(Attempt("given", 2.0, lambda _, points=points: Outcome(points, 0.0)))
         assert pool.undefined == 3
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from art_wdro._host import arguments
 from art_wdro._threat.knapsack import knapsack
@@ -33,7 +34,7 @@ def knapsack_accuracy(distances: Any, eps: Any, p: float = 2) -> Any:
     [0.75, 0.75, 0.25]
     """
     p = arguments.order(p, one=True)
-    values = np.asarray(distances, dtype=np.float64)
+    values = np.asarray(distances.cpu() if isinstance(distances, Tensor) else distances, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"distances have the shape {values.shape}; needed is (N,) with at least one sample")
     if not (values >= 0).all():

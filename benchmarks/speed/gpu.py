@@ -17,12 +17,14 @@ import copy
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,7 @@ from benchmarks._tables import Table
 from benchmarks._timing import interleaved, ratio, timed
 from benchmarks.networks._architectures import classifier_of, small_cnn, wide_resnet
 from benchmarks.networks._data import load
+from benchmarks.speed import _failures
 from benchmarks.speed._floor import bare_attack, bare_loop
 
 EPS, BETA = 8 / 255, 6.0
@@ -72,6 +75,8 @@ TRAINERS: dict[str, dict[str, Any]] = {
 SMALL = "attacks", "tuned", "knapsack", "utilisation", "training", "compiled"
 LARGE = "attacks", "knapsack", "utilisation", "compiled"
 """What is measured on the smaller and on the larger network."""
+SUMMARY = re.compile(r"\b\d+ (?:passed|failed|errors?|skipped)\b.* in [\d.]+s")
+"""The last line of a run of pytest that came to its end."""
 
 
 class Bench:
@@ -260,22 +265,43 @@ def _products(matrix: Tensor, times: int) -> None:
 
 
 def tests(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the tests on the device, in a process of their own."""
-    workers = ["-n", str(max(1, (os.cpu_count() or 1) - 2)), "--dist", "worksteal"]
+    """Run the tests on the device, in a process of their own, and tell which failed and whether the run ended.
+
+    Beside the part's file lie tests.txt, what pytest shows, and failures.txt, both written while the tests run.
+    """
     chosen = ["tests/test_speed.py", "-k", "elsewhere"]
     if not args.quick:
+        workers = ["-n", str(max(1, (os.cpu_count() or 1) - 2)), "--dist", "worksteal"]
         chosen = ["tests", "-m", "not slow", "--device", "cuda", "--tb", "short", *workers]
-    line = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", *chosen]
-    left = None if args.quick else 60 * args.minutes / 2
-    try:
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=left)
-        lines = done.stdout.splitlines()
-    except subprocess.TimeoutExpired as error:
-        lines = (error.stdout or b"").decode().splitlines()
-        lines.append(f"stopped after {left} seconds")
-    if args.out is not None:
-        write_text(args.out / "tests.txt", "\n".join(lines))
-    return {"failed": [line for line in lines if line.startswith(("FAILED", "ERROR"))], "end": lines[-1:]}
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) if args.out is None else args.out
+        folder.mkdir(parents=True, exist_ok=True)
+        return run_tests(chosen, folder, None if args.quick else 60 * args.minutes / 2)
+
+
+def run_tests(chosen: list[str], folder: Path, seconds: float | None) -> dict[str, Any]:
+    """Run some tests for so many seconds at most.
+
+    :param chosen: Arguments of pytest.
+    :param folder: Where tests.txt and failures.txt go.
+    :param seconds: Limit, or None.
+    :return: `failed`, the names; where the run did not come to its end, `failed until then` and `broken`, why.
+    """
+    shown, failures = folder / "tests.txt", folder / "failures.txt"
+    # pytest-benchmark fails under pytest-xdist, whose workers it cannot measure
+    plugins = ["-p", "no:cacheprovider", "-p", "no:benchmark", "-p", _failures.__name__, "--failures", str(failures)]
+    line = [sys.executable, "-m", "pytest", "-q", *plugins, *chosen]
+    with shown.open("w", encoding="utf-8") as file:
+        try:
+            code = subprocess.run(line, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False, timeout=seconds)
+            end = f"pytest ended with the code {code.returncode}"
+        except subprocess.TimeoutExpired:
+            code, end = None, f"stopped after {seconds:.0f} seconds"
+    lines = shown.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = {"end": lines[-1:]}
+    if code is None or code.returncode not in (0, 1) or not any(map(SUMMARY.search, lines[-1:])):
+        return found | {"failed until then": _failures.failed(failures), "broken": end}
+    return found | {"failed": _failures.failed(failures)}
 
 
 def parts(args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
