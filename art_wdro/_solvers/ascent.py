@@ -299,9 +299,13 @@ class _Evaluation:
 
     def gradients(self, x: Rows) -> Iterator[tuple[Some, Tensor, Tensor]]:
         """Evaluate an iterate: yield rows, their points and gradients; rows left out have none."""
+        chosen: Sequence[Some] = self._batches
         if self._sparse:
             self._update(x, self._chosen(self.moved & ~self.standing))
-        for rows, point in staged(self._chosen(self.standing) if self._sparse else self._batches, x):
+            chosen = self._chosen(self.standing)
+            if isinstance(self._objective.logits_of, Passes):
+                self._objective.logits_of.done_with(len(self._labels) - sum(map(len, chosen)))
+        for rows, point in staged(chosen, x):
             if not self._noted:
                 yield rows, point, self._objective.gradient_alone(point, self._labels[rows])
                 continue
