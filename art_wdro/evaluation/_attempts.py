@@ -246,7 +246,7 @@ def _pointwise(case: Case, pool: Pool) -> Outcome:
 
 def _autoattack(case: Case, pool: Pool, progress: Progress) -> Outcome:
     """Attack by AutoAttack: its first attack sees what is classified correctly, the others about what PGD left."""
-    standing, left = (int((pool.distances > length).sum()) for length in (0.0, case.eps))
+    standing, left = int((pool.distances > 0).sum()), int(torch.isinf(pool.distances).sum())
     passes = autoattack_passes(standing, left, case.classifier.nb_classes)
     data = case.classifier, case.x, case.labels, case.r, case.eps, case.batch_size
     with progress.aside("AutoAttack, estimated", passes, " passes") as advance:
