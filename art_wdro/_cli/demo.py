@@ -4,8 +4,8 @@
 A small network is trained with ART's own TRADES trainer and attacked: with a budget for each image, and with one that
 all images share; where the network is small enough, a certificate says below what no attack goes. From there it is
 trained further in two ways, ART's and the distributional one, equally long; all three are evaluated on held-out images.
-Out come tables, whether the gain is more than noise, and a figure: accuracy along the epochs, and images with where the
-budget went.
+Out come tables, whether the gain is more than noise, and a figure: accuracy over the budget and along the epochs, and
+images with where the budget went.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from art_wdro._cli.checks import check_eps, fraction
+from art_wdro._cli.demo_figure import PAPER, save_figure
 from art_wdro._cli.errors import leaving_with_one_line
-from art_wdro._cli.outputs import save, save_text, writable
+from art_wdro._cli.outputs import save_text, writable
 from art_wdro._host.extras import install
 from art_wdro._sources.data import Split, as_images, load_data
 from art_wdro.attacks._knapsack import WassersteinKnapsack
@@ -44,7 +45,6 @@ from art_wdro.evaluation._report import Report
 from art_wdro.trainers._trades import DistributionalTRADESTrainer
 
 BEFORE, KNAPSACK = "before", "W_2 (knapsack)"
-PAPER = "W-PGD-20, ReDLR, step eps/20 (paper)"
 MEANINGS = {
     "none": "no attack",
     "PGD-20, CE": "PGD, eps for each image",
@@ -251,51 +251,6 @@ def noise_of(first: Measured, second: Measured, args: argparse.Namespace) -> flo
     return 200 * float((drawn[1] - drawn[0]).std())
 
 
-def save_figure(
-    history: list[dict[str, Any]], classifier: PyTorchClassifier, test: Split, args: argparse.Namespace
-) -> None:
-    """Draw accuracy along the epochs, and for some images the attacked image and where the budget went."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    adversarial = WassersteinPGD(classifier, eps=args.eps, verbose=False).generate(*test)
-    delta = adversarial - test.x
-    length = np.abs(delta).reshape(len(delta), -1).max(1)
-    shown = np.argsort(-length)[np.linspace(0, len(length) - 1, 8).astype(int)]
-    predicted = classifier.predict(adversarial).argmax(1)
-
-    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
-    upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.15)))
-    curves, budget = upper.subplots(1, 2)
-    for key, label in (("clean_accuracy", "clean"), ("winf_accuracy", "$W_\\infty$"), ("wp_accuracy", "$W_2$")):
-        curves.plot([r["epoch"] + 1 for r in history], [100 * r[key] for r in history], marker="o", label=label)
-    curves.set(xlabel="epoch", ylabel="accuracy in %", title="validation images along the fine-tuning")
-    curves.set_ylim(bottom=max(0, 100 * min(r["wp_accuracy"] for r in history) - 15), top=102)
-    curves.legend(loc="lower center", ncols=3)
-    budget.hist(length, bins=40)
-    budget.axvline(args.eps, color="black", linestyle="--")
-    budget.set(
-        xlabel="largest pixel change (dashed: eps, a pointwise attack's)",
-        ylabel="test images",
-        title="how the attacker shares the budget",
-    )
-    lower.suptitle("from most to least budget: image, attacked image, change")
-    rows = lower.subplots(3, len(shown))
-    for column, i in zip(rows.T, shown, strict=True):
-        span = np.abs(delta).max()
-        parts = (test.x[i], adversarial[i], delta[i] / (2 * span) + 0.5 if span > 0 else delta[i] + 0.5)
-        titles = (f"label {test.y[i]}", f"seen as {predicted[i]}", f"{length[i] / args.eps:.1f} eps")
-        for axis, part, title in zip(column, parts, titles, strict=True):
-            axis.imshow(part.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(title, fontsize=9)
-            axis.axis("off")
-    save(args.figure, lambda path: figure.savefig(path, dpi=120))
-    plt.close(figure)
-    print(f"Figure saved as {args.figure}")
-
-
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
@@ -346,4 +301,4 @@ def main(arguments: list[str] | None = None, prog: str = "demo") -> None:
         found = {"seed": args.seed, "eps": args.eps, "accuracy_percent": figures, "history": history}
         found["report"] = report.to_dict()
         save_text(args.json, json.dumps(found, indent=1))
-        save_figure(history, classifier, test, args)
+        save_figure(report, history, classifier, test, args)
