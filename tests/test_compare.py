@@ -129,6 +129,8 @@ def test_circumstances_are_told(written):
     first, second = made(1), made(2)
     versions = {"versions": {"art-wdro": "2", "torch": "3"}, "device": "H"}
     failed = replace(second.rows[1], accuracy=math.nan, failure="no room")
+    absent = replace(first.rows[2], accuracy=math.nan, failure="not installed", installed=False)
+    first = replace(first, rows=(*first.rows[:2], absent, *first.rows[3:]))
     second = replace(
         second,
         rows=(second.rows[0], failed, *second.rows[3:]),
@@ -143,6 +145,7 @@ def test_circumstances_are_told(written):
     assert "seed: 0, then 4" in notes
     assert "only in '0.json': W_2 W-PGD" in notes
     assert "failed in '1.json': W_inf PGD-20, CE" in notes
+    assert "not installed in '0.json': W_2 W-PGD" in notes
     assert "Warning of '1.json': mind" in notes
 
 

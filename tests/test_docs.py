@@ -65,6 +65,27 @@ def test_broken_links_are_seen(tmp_path):
     assert broken(page, tmp_path) == ["nowhere.md", "#other", ".."]  # b is there, d is elsewhere, e is code
 
 
+def vague(text: str) -> list[str]:
+    """The texts of links that do not say where they lead: names of files, empty words, one text for two places."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.M | re.S)
+    links = re.findall(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", text)
+    places: dict[str, set[str]] = {}
+    for words, place in links:
+        places.setdefault(" ".join(words.split()), set()).add(place)
+    nothing = {"here", "how", "how to", "this", "more", "measured", "page", "link"}
+    return [words for words, found in places.items() if len(found) > 1 or words.endswith(".md") or words in nothing]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if ROOT / "docs" in page.parents], ids=lambda page: page.stem)
+def test_texts_of_links_say_where_they_lead(page):
+    assert vague(page.read_text()) == []
+
+
+def test_vague_links_are_seen():
+    text = "[how](a.md) [a page](a.md) [a\npage](b.md) [b.md](b.md) [its figures](a.md) ![how](c.png)"
+    assert vague(text) == ["how", "a page", "b.md"]
+
+
 def test_every_page_is_in_the_table_of_contents():
     index = ROOT / "docs/index.md"
     entries = [
@@ -83,11 +104,14 @@ def test_every_public_name_is_in_the_reference():
         line.strip() for block in re.findall(r"autosummary::\n\n(.*?)\n\n", text, re.S) for line in block.split("\n")
     }
     assert listed == {*art_wdro.__all__, *functional.__all__}
+    methods = re.findall(r"^   \.\. auto(?:method|property):: (\w+)$", text, re.M)
+    assert len(methods) == len(set(methods)), "what classes share is described once"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_of_a_page(page):
-    for line in re.findall(r"^(?: {4})?art-wdro (.*)$", page.read_text(), re.M):
+    text = re.sub(r" \\\n +", " ", page.read_text())
+    for line in re.findall(r"^(?: {4})?art-wdro (.*)$", text, re.M):
         command, *arguments = shlex.split(line, comments=True)
         known = {
             option

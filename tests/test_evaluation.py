@@ -9,6 +9,7 @@ import json
 import math
 import warnings
 from dataclasses import replace
+from html import escape
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -33,6 +34,7 @@ from art_wdro import (
 from art_wdro.evaluation._attempts import Case, Pool, attempts_on
 from art_wdro.evaluation._autoattack import left_out
 from art_wdro.evaluation._intervals import ends, knapsack_of, resampled, wilson
+from art_wdro.evaluation._progress import Progress
 from art_wdro.evaluation._provenance import digest_of_data, digest_of_weights
 from art_wdro.evaluation._report import Row
 from art_wdro.evaluation._sanity import check_order, check_rows
@@ -336,21 +338,27 @@ def test_the_row_of_autoattack_says_what_to_install(linear, monkeypatch):
     classifier = make_classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 4)), (1, 2, 2), 4)
     x, y = np.random.default_rng(0).random((8, 1, 2, 2), dtype=np.float32), np.arange(8) % 4
 
-    def rows(**more) -> dict[str, Row]:
+    def reported(**more) -> Report:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = evaluate(classifier, x, y, eps=0.01, knapsack_iter=5, verbose=False, **more)
-        return {row.attack: row for row in found.rows}
+            return evaluate(classifier, x, y, eps=0.01, knapsack_iter=5, verbose=False, **more)
 
     def without(name: str) -> NoReturn:
         raise ImportError(name)
 
     monkeypatch.setattr("art_wdro.evaluation._autoattack.import_module", without)
-    row = rows()["AutoAttack, standard"]
-    assert row.failure == "not installed: pip install '.[autoattack]' in a clone of art-wdro"
+    found = reported()
+    (row,) = (row for row in found.rows if row.attack == "AutoAttack, standard")
+    reason = "not installed: pip install '.[autoattack]' in a clone of art-wdro"
+    assert row.failure == reason
     assert row.threat == "W_inf"
     assert math.isnan(row.accuracy)
-    assert "AutoAttack, standard" not in rows(autoattack=False)
+    assert f"\nW_inf   AutoAttack, standard                  {reason}\n" in str(found)
+    assert f"| W_inf | AutoAttack, standard | {reason} |  |  |  |" in found.to_markdown()
+    assert f'<td>AutoAttack, standard</td><td colspan="4">{escape(reason)}</td></tr>' in found._repr_html_()
+    assert "failed" not in str(found)
+    assert [row["attack"] for row in json.loads(found.to_json())["attacks"] if not row["installed"]] == [row.attack]
+    assert "AutoAttack, standard" not in [row.attack for row in reported(autoattack=False).rows]
     assert left_out(linear.classifier, None, math.inf) == []  # whose inputs are no images
 
 
@@ -508,7 +516,7 @@ def test_the_nearest_points_are_kept_and_those_that_a_search_missed_are_counted(
     assert torch.equal(pool.nearest, nearest)
     pointwise = attempts_on(case, 1, autoattack=False)[-1]
     assert pointwise.name == "knapsack's distances"
-    assert torch.equal(pointwise.run(pool).points, nearest)  # a distance of eps is within eps
+    assert torch.equal(pointwise.run(pool, Progress(0, shown=False)).points, nearest)  # a distance of eps is within eps
 
 
 def test_gradients_are_those_that_were_spent(report):

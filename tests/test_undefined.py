@@ -21,6 +21,7 @@ from art_wdro import (
 )
 from art_wdro._solvers.boundary import boundary
 from art_wdro.evaluation._attempts import Attempt, Case, Outcome, Pool
+from art_wdro.evaluation._progress import Progress
 from tests.conftest import NORMS, linear_problem, make_classifier, on_device, on_host
 
 ROOTS = on_device(torch.tensor([[2.0], [4.0], [9.0], [16.0], [25.0], [10.0**4], [1.5]]))
@@ -100,7 +101,7 @@ def test_nan_is_no_class(swapped):
 def test_the_row_with_most_nan_counts():
     pool = Pool(Case(make_classifier(Root(), (1,), 2, clip_values=None), ROOTS, LABELS, 2.0, math.inf, 1.0, 8))
     for points in (torch.where(ROOTS > 10, -ROOTS, ROOTS).cpu(), ROOTS.cpu()):
-        pool.attempted(Attempt("given", 2.0, lambda _, points=points: Outcome(points, 0.0)))
+        pool.attempted(Attempt("given", 2.0, lambda *_, points=points: Outcome(points, 0.0)), Progress(0, shown=False))
         assert pool.undefined == 3
 
 

@@ -2,9 +2,10 @@
 """See what attacks of one budget leave of a robust network, and what fine-tuning against a shared budget changes.
 
 A small network is trained with ART's own TRADES trainer and attacked: with a budget for each image, and with one that
-all images share. From there it is trained further in two ways, ART's and the distributional one, equally long; all
-three are evaluated on held-out images. Out come tables, whether the gain is more than noise, and a figure: accuracy
-along the epochs, and images with where the budget went.
+all images share; where the network is small enough, a certificate says below what no attack goes. From there it is
+trained further in two ways, ART's and the distributional one, equally long; all three are evaluated on held-out images.
+Out come tables, whether the gain is more than noise, and a figure: accuracy over the budget and along the epochs, and
+images with where the budget went.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import copy
 import importlib
 import json
 import math
+import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -27,25 +29,33 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from art_wdro._cli.checks import check_eps, fraction
+from art_wdro._cli.demo_figure import PAPER, save_figure
 from art_wdro._cli.errors import leaving_with_one_line
-from art_wdro._cli.outputs import save, save_text, writable
+from art_wdro._cli.outputs import save_text, writable
 from art_wdro._host.extras import install
 from art_wdro._sources.data import Split, as_images, load_data
 from art_wdro.attacks._knapsack import WassersteinKnapsack
 from art_wdro.attacks._pgd import WassersteinPGD
 from art_wdro.evaluation._accuracy import adversarial_accuracy
+from art_wdro.evaluation._autoattack import AUTOATTACK
+from art_wdro.evaluation._evaluate import evaluate
+from art_wdro.evaluation._intervals import knapsack_of, resampled
+from art_wdro.evaluation._report import KNAPSACK as REPORTED
+from art_wdro.evaluation._report import Report
 from art_wdro.trainers._trades import DistributionalTRADESTrainer
 
-KNAPSACK, PAPER = "W_2 (knapsack)", "W_2 (paper's step)"
+BEFORE, KNAPSACK = "before", "W_2 (knapsack)"
 MEANINGS = {
-    "clean": "no attack",
-    "W_inf": "PGD, eps for each image",
+    "none": "no attack",
+    "PGD-20, CE": "PGD, eps for each image",
+    AUTOATTACK: "AutoAttack, eps for each image",
     PAPER: "W-PGD, eps shared, as in the training paper",
-    "W_2 (50 steps, CE)": "W-PGD, eps shared, 50 steps on the cross-entropy",
-    "W_2": "W-PGD, eps shared, with longer steps",
-    KNAPSACK: "the knapsack, eps shared: the figure to quote",
+    "W-PGD-100, ReDLR, linear": "W-PGD, eps shared, its strongest setting",
+    REPORTED: "the knapsack, eps shared: the figure to quote",
 }
-"""What the columns of the table are, in words."""
+"""What the rows of a report are that the demo shows, in words."""
+EVALUATED = 200
+"""Test images in the report, whose AutoAttack and certificate take the time."""
 EPS = {"digits": 0.1, "fashion-mnist": 0.1, "cifar10": 8 / 255, "npz": 8 / 255}
 
 
@@ -69,21 +79,21 @@ def load(args: argparse.Namespace) -> tuple[Split, Split]:
 
 
 class Network(nn.Module):
-    """Two convolutions and two linear layers."""
+    """Two convolutions and two linear layers, few enough units for a certificate on small images."""
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         channels, height, width = shape
         self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.Conv2d(channels, 8, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(64 * -(-height // 2) * -(-width // 2), 128),
+            nn.Linear(16 * -(-height // 2) * -(-width // 2), 64),
             nn.ReLU(),
         )
-        self.head = nn.Linear(128, classes)
+        self.head = nn.Linear(64, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, (N, classes)."""
@@ -91,19 +101,29 @@ class Network(nn.Module):
         return logits
 
 
-def evaluate(classifier: PyTorchClassifier, test: Split, eps: float) -> dict[str, float]:
-    """Measure accuracy in percent: clean, pointwise, and under W_2 by four attacks, the knapsack the strongest."""
+class Measured(NamedTuple):
+    """What is left of a network.
+
+    :param figures: Accuracy in percent by column of the table.
+    :param distances: Least distances of the test images, (N,).
+    """
+
+    figures: dict[str, float]
+    distances: np.ndarray
+
+
+def measure(classifier: PyTorchClassifier, test: Split, eps: float) -> Measured:
+    """Measure accuracy in percent: clean, pointwise, and under W_2 by W-PGD and the knapsack."""
+    knapsack = WassersteinKnapsack(classifier, eps=eps, verbose=False)
     attacks: dict[str, EvasionAttack] = {
         "W_inf": WassersteinPGD(classifier, p=np.inf, eps=eps, loss="ce", verbose=False),
         "W_2": WassersteinPGD(classifier, eps=eps, verbose=False),
-        PAPER: WassersteinPGD(classifier, eps=eps, eps_step=eps / 20, verbose=False),
-        "W_2 (50 steps, CE)": WassersteinPGD(classifier, eps=eps, max_iter=50, loss="ce", verbose=False),
-        KNAPSACK: WassersteinKnapsack(classifier, eps=eps, verbose=False),
+        KNAPSACK: knapsack,
     }
     figures = {"clean": adversarial_accuracy(classifier, *test, eps=0.0)}
     for name, attack in tqdm(attacks.items(), desc="Evaluation", leave=False):
         figures[name] = adversarial_accuracy(classifier, *test, attack)
-    return {name: 100 * figure for name, figure in figures.items()}
+    return Measured({name: 100 * figure for name, figure in figures.items()}, knapsack.distances_)
 
 
 def set_optimiser(classifier: PyTorchClassifier, rate: float, momentum: float) -> None:
@@ -112,13 +132,18 @@ def set_optimiser(classifier: PyTorchClassifier, rate: float, momentum: float) -
     classifier.optimizer.param_groups[0].update(lr=rate, momentum=momentum)
 
 
-def run(args: argparse.Namespace) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]], PyTorchClassifier, Split]:
-    """Train and evaluate: return the table, the fine-tuning's history, the classifier and the test images."""
+def split(args: argparse.Namespace) -> tuple[Split, Split, Split]:
+    """Return training, validation and test images."""
     train, test = load(args)
     test = Split(test.x[: args.test_samples], test.y[: args.test_samples])
     cut = len(train.x) * 5 // 6
     validation, train = Split(train.x[cut:][:1000], train.y[cut:][:1000]), Split(train.x[:cut], train.y[:cut])
-    train = Split(train.x[: args.train_samples], train.y[: args.train_samples])
+    return Split(train.x[: args.train_samples], train.y[: args.train_samples]), validation, test
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, Measured], Report, list[dict[str, Any]], PyTorchClassifier, Split]:
+    """Train and evaluate: return the table, the report, the fine-tuning's history, the classifier, the test images."""
+    train, validation, test = split(args)
     torch.manual_seed(args.seed)
     np.random.seed(args.seed)
     model = Network(train.x.shape[1:], int(max(train.y.max(), test.y.max())) + 1)
@@ -137,99 +162,93 @@ def run(args: argparse.Namespace) -> tuple[dict[str, dict[str, float]], list[dic
     attack = ProjectedGradientDescent(classifier, eps=args.eps, eps_step=args.eps / 5, max_iter=10, verbose=False)
     art = AdversarialTrainerTRADESPyTorch(classifier, attack, beta=6.0)
     art.fit(*train, batch_size=64, nb_epochs=args.pretrain_epochs)
-    table = {"before": evaluate(classifier, test, args.eps)}
-    print_robust(table["before"], args.eps)
-    start = copy.deepcopy(model.state_dict())
+
+    print("Evaluating it by one call, evaluate(classifier, x, y, eps=...)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the report prints them
+        report = evaluate(classifier, *test, eps=args.eps, samples=min(EVALUATED, len(test.x)), seed=args.seed)
+    print_report(report)
+    table, history = fine_tuned(art, train, validation, test, args)
+    return table, report, history, classifier, test
+
+
+def fine_tuned(
+    art: AdversarialTrainerTRADESPyTorch, train: Split, validation: Split, test: Split, args: argparse.Namespace
+) -> tuple[dict[str, Measured], list[dict[str, Any]]]:
+    """Train the network further from one start, by ART's trainer and by ours: return the table, and our history."""
+    classifier = art.classifier
+    start = copy.deepcopy(classifier.model.state_dict())
+    table = {BEFORE: measure(classifier, test, args.eps)}
 
     print(f"Training it further with ART's trainer, {args.epochs} epochs")
     set_optimiser(classifier, 0.05, 0.0)
     art.fit(*train, batch_size=64, nb_epochs=args.epochs)
-    table["after, ART's TRADES"] = evaluate(classifier, test, args.eps)
+    table["after, ART's TRADES"] = measure(classifier, test, args.eps)
 
     print(f"Fine-tuning it from the same start with DistributionalTRADESTrainer, {args.epochs} epochs")
-    model.load_state_dict(start)
+    classifier.model.load_state_dict(start)
     set_optimiser(classifier, 0.05, 0.0)
     trainer = DistributionalTRADESTrainer(classifier, eps=args.eps, max_iter=10, seed=args.seed)
     trainer.fit(*train, validation_data=validation, batch_size=64, nb_epochs=args.epochs)
-    table["after, distributional"] = evaluate(classifier, test, args.eps)
-    return table, trainer.history, classifier, test
+    table["after, distributional"] = measure(classifier, test, args.eps)
+    return table, trainer.history
 
 
-def print_robust(figures: dict[str, float], eps: float) -> None:
-    """Print what each attack leaves of the robust network, and how far the mildest of them are from the last."""
-    print(f"\nWhat attacks of one budget, eps = {eps:.4f} under l_inf, leave of this network:")
+def print_report(report: Report) -> None:
+    """Print what each attack leaves of the robust network, and between which ends the truth is."""
+    rows = {row.attack: row for row in report.rows}
+    print(f"\nWhat attacks of one budget, eps = {report.eps:.4f} under l_inf, leave of {report.samples} images:")
     for name, meaning in MEANINGS.items():
-        print(f"  {figures[name]:5.1f} %  {meaning}")
-    pointwise, paper = (figures[name] - figures[KNAPSACK] for name in ("W_inf", PAPER))
-    print(f"PGD leaves {pointwise:.1f} points more than the knapsack, W-PGD as in the paper {paper:.1f}.\n")
+        if name in rows:
+            row = rows[name]
+            print(
+                f"  {100 * row.accuracy:5.1f} %  {meaning}"
+                if row.failure is None
+                else f"          {name}: {row.failure}"
+            )
+    if report.radii is not None:
+        for eps in (report.eps, report.eps / 2):
+            low, high = 100 * report.certified_accuracy(eps), 100 * report.accuracy(eps)
+            print(
+                f"At eps = {eps:.4f} no attack leaves less than {low:.1f} %: the truth is in [{low:.1f}, {high:.1f}] %."
+            )
+    else:
+        print(f"No certificate: {report.uncertified}")
+    for text in report.warnings:
+        print(f"Warning: {text}")
+    above = [100 * (rows[name].accuracy - rows[REPORTED].accuracy) for name in ("PGD-20, CE", PAPER)]
+    print(f"PGD leaves {above[0]:.1f} points more than the knapsack, W-PGD as in the paper {above[1]:.1f}.\n")
 
 
-def print_table(table: dict[str, dict[str, float]], samples: int, args: argparse.Namespace) -> None:
-    """Print accuracy in percent, and the gain under the knapsack beside what chance does to it."""
-    columns = list(table["before"])
+def print_table(table: dict[str, Measured], args: argparse.Namespace) -> None:
+    """Print accuracy in percent, and the gains under the knapsack beside what chance does to them."""
+    columns = list(table[BEFORE].figures)
     width = max(map(len, table))
     print(f"\nAccuracy in % on held-out images, (W_p, l_inf), eps = {args.eps:.4f}, seed {args.seed}")
-    print(" " * width, *(f"{column:>20}" for column in columns))
-    for name, figures in table.items():
-        print(f"{name:{width}}", *(f"{figures[column]:20.1f}" for column in columns))
-    before, art, ours = (figures[KNAPSACK] for figures in table.values())
-    noise = noise_of(art, ours, samples)
-    print(
-        f"\nGain under the knapsack, which no training used (seed {args.seed}): {ours - before:+.1f} points by the "
-        f"distributional trainer, {art - before:+.1f} by as many epochs more of ART's."
-    )
-    verdict = "more" if abs(ours - art) > noise else "no more"
-    print(f"The difference of {ours - art:+.1f} is {verdict} than noise: {noise:.1f} points on {samples} images.")
+    print(" " * width, *(f"{column:>15}" for column in columns))
+    for name, (figures, _) in table.items():
+        print(f"{name:{width}}", *(f"{figures[column]:15.1f}" for column in columns))
+    before, art, ours = table.values()
+    print(f"\nUnder the knapsack, which no training used, on {len(before.distances)} images, seed {args.seed}:")
+    for text, first, second in (
+        ("as many epochs more of ART's trainer gain", before, art),
+        ("the distributional trainer gains", before, ours),
+        ("the distributional trainer is ahead of ART's by", art, ours),
+    ):
+        gain, noise = second.figures[KNAPSACK] - first.figures[KNAPSACK], noise_of(first, second, args)
+        verdict = "more" if abs(gain) > noise else "no more"
+        print(f"{text} {gain:+.1f} points, {verdict} than noise ({noise:.1f})")
 
 
-def noise_of(first: float, second: float, samples: int) -> float:
-    """Return two standard errors of the difference of two accuracies, all in percent, as if of different images."""
-    return 2 * math.sqrt(sum(share * (100 - share) for share in (first, second)) / samples)
+def noise_of(first: Measured, second: Measured, args: argparse.Namespace) -> float:
+    """Return two standard errors of the difference of two accuracies under the knapsack, in percent.
 
-
-def save_figure(
-    history: list[dict[str, Any]], classifier: PyTorchClassifier, test: Split, args: argparse.Namespace
-) -> None:
-    """Draw accuracy along the epochs, and for some images the attacked image and where the budget went."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    adversarial = WassersteinPGD(classifier, eps=args.eps, verbose=False).generate(*test)
-    delta = adversarial - test.x
-    length = np.abs(delta).reshape(len(delta), -1).max(1)
-    shown = np.argsort(-length)[np.linspace(0, len(length) - 1, 8).astype(int)]
-    predicted = classifier.predict(adversarial).argmax(1)
-
-    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
-    upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.15)))
-    curves, budget = upper.subplots(1, 2)
-    for key, label in (("clean_accuracy", "clean"), ("winf_accuracy", "$W_\\infty$"), ("wp_accuracy", "$W_2$")):
-        curves.plot([r["epoch"] + 1 for r in history], [100 * r[key] for r in history], marker="o", label=label)
-    curves.set(xlabel="epoch", ylabel="accuracy in %", title="validation images along the fine-tuning")
-    curves.set_ylim(bottom=max(0, 100 * min(r["wp_accuracy"] for r in history) - 15), top=102)
-    curves.legend(loc="lower center", ncols=3)
-    budget.hist(length, bins=40)
-    budget.axvline(args.eps, color="black", linestyle="--")
-    budget.set(
-        xlabel="largest pixel change (dashed: eps, a pointwise attack's)",
-        ylabel="test images",
-        title="how the attacker shares the budget",
-    )
-    lower.suptitle("from most to least budget: image, attacked image, change")
-    rows = lower.subplots(3, len(shown))
-    for column, i in zip(rows.T, shown, strict=True):
-        span = np.abs(delta).max()
-        parts = (test.x[i], adversarial[i], delta[i] / (2 * span) + 0.5 if span > 0 else delta[i] + 0.5)
-        titles = (f"label {test.y[i]}", f"seen as {predicted[i]}", f"{length[i] / args.eps:.1f} eps")
-        for axis, part, title in zip(column, parts, titles, strict=True):
-            axis.imshow(part.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(title, fontsize=9)
-            axis.axis("off")
-    save(args.figure, lambda path: figure.savefig(path, dpi=120))
-    plt.close(figure)
-    print(f"Figure saved as {args.figure}")
+    Images are drawn with replacement, the same ones for both, and the budget is spent anew. What another seed of the
+    training would have made is not in it.
+    """
+    spent = [knapsack_of(found.distances, args.eps, 2.0) for found in (first, second)]
+    drawn = resampled(spent, len(first.distances), args.seed)
+    return 200 * float((drawn[1] - drawn[0]).std())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -276,8 +295,10 @@ def main(arguments: list[str] | None = None, prog: str = "demo") -> None:
                 importlib.import_module(name)
         except ImportError as error:
             raise ImportError(f"the demo needs more packages ({error}): {install('demo')}") from error
-        table, history, classifier, test = run(args)
-        print_table(table, len(test.x), args)
-        found = {"seed": args.seed, "eps": args.eps, "accuracy_percent": table, "history": history}
+        table, report, history, classifier, test = run(args)
+        print_table(table, args)
+        figures = {name: found.figures for name, found in table.items()}
+        found = {"seed": args.seed, "eps": args.eps, "accuracy_percent": figures, "history": history}
+        found["report"] = report.to_dict()
         save_text(args.json, json.dumps(found, indent=1))
-        save_figure(history, classifier, test, args)
+        save_figure(report, history, classifier, test, args)

@@ -304,9 +304,12 @@ class _Evaluation:
         :param x: The iterate.
         :param together: Whether to yield all batches as one, which takes fewer launches.
         """
+        chosen: Sequence[Some] = self._batches
         if self._sparse:
             self._update(x, self._chosen(self.moved & ~self.standing))
-        chosen = self._chosen(self.standing) if self._sparse else self._batches
+            chosen = self._chosen(self.standing)
+            if isinstance(self._objective.logits_of, Passes):
+                self._objective.logits_of.done_with(len(self._labels) - sum(map(len, chosen)))
         passes: Iterable[tuple[Some, Tensor, Gradient]] = (
             (rows, point, self._objective.gradient(point, self._labels[rows])) for rows, point in staged(chosen, x)
         )

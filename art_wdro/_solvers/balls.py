@@ -26,6 +26,15 @@ PROBE = 4
 """Steps of a probe."""
 
 
+def most_gradients(max_iter: int, probed: int) -> int:
+    """Return how many gradient evaluations a sample takes at most.
+
+    :param max_iter: Steps towards the chosen class.
+    :param probed: Classes among which it is chosen, which takes no probe where there is one.
+    """
+    return max_iter + (PROBE * probed if probed > 1 else 0)
+
+
 def attack_in_balls(
     logits_of: LogitsOf,
     samples: Samples,
@@ -110,6 +119,7 @@ class _InBalls(Search[_Ball]):
     ) -> None:
         super().__init__(logits_of, samples, r)
         self._radius, self._max_iter, self._probed = radius, max_iter, min(classes, self.classes - 1)
+        self.notes["left"].fill_(most_gradients(max_iter, self._probed))
 
     def batch(self, rows: Tensor) -> _Ball:
         """Return samples in the middle of their balls."""
@@ -130,6 +140,7 @@ class _InBalls(Search[_Ball]):
 
     def end(self, runs: _Ball) -> tuple[Tensor, Tensor, Tensor]:
         """Return the points of the largest margin, and where it is one of another class."""
+        self.notes["left"][runs.places] = self._max_iter - runs.steps
         pursued = runs.steps > 0
         if pursued.any():
             which = pursued.nonzero()[:, 0]

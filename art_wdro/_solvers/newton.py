@@ -123,10 +123,10 @@ def further_runs(columns: int, max_iter: int) -> list[_Further]:
 class _Newton(Search[NewtonRuns]):
     """Which runs every sample goes through.
 
-    Notes: `left`, the gradients that a sample can afford; `idle`, its runs from elsewhere since the last one that
-    brought something; `others`, its nearest samples of other classes in the pool; `first`, the class of its first run;
-    and from the second run on `classes` in order of their `estimates`, and `leads`, whether another class than the
-    first of these has the largest logit.
+    Notes: `left`; `idle`, a sample's runs from elsewhere since the last one that brought something; `others`, its
+    nearest samples of other classes in the pool; `first`, the class of its first run; and from the second run on
+    `classes` in order of their `estimates`, and `leads`, whether another class than the first of these has the largest
+    logit.
     """
 
     def __init__(self, logits_of: LogitsOf, samples: Samples, r: float, max_iter: int) -> None:

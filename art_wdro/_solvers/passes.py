@@ -12,6 +12,8 @@ from torch import Tensor
 
 LogitsOf = Callable[[Tensor], Tensor]
 """Maps inputs (N, ...) to logits (N, K), sample by sample, differentiably."""
+Advance = Callable[[int], None]
+"""Is told of gradients as they are done with: those that are taken, and those that a sample may take and will not."""
 SHAPES = 5
 """Sizes of batch that a search shows the network: the full one and its halvings, the last of which is padded most."""
 COMPILED = "_orig_mod", "_torchdynamo_orig_callable"
@@ -54,16 +56,17 @@ class Passes:
 
     owns_input = True
 
-    def __init__(self, logits_of: LogitsOf, sizes: Sequence[int] = ()) -> None:
+    def __init__(self, logits_of: LogitsOf, sizes: Sequence[int] = (), advance: Advance | None = None) -> None:
         """Wrap a function; the attribute `differentiable_once` says so of one whose graph torch's compiler makes.
 
         :param logits_of: Maps inputs to logits.
         :param sizes: Sizes of the batches, in falling order.
+        :param advance: Is told of gradients.
         """
         self._logits_of, self.sizes = owning(logits_of), sizes
         compiled = any(hasattr(logits_of, name) for name in COMPILED)
         self.differentiable_once: bool = compiled or getattr(logits_of, "differentiable_once", False)
-        self.gradients = 0
+        self.gradients, self._advance = 0, advance
         self.counts: Counter[int] = Counter()
 
     @classmethod
@@ -73,13 +76,20 @@ class Passes:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the logits, (N, K)."""
-        self.gradients += len(x) * x.requires_grad
+        if x.requires_grad:
+            self.gradients += len(x)
+            self.done_with(len(x))
         if not self.sizes or len(x) == 0:
             return self._pass(x, 0)
         pieces = cut(len(x), self.sizes, COST if x.device.type == "cpu" else math.inf)
         if len(pieces) == 1:
             return self._padded(x)
         return torch.cat([self._padded(x[piece]) for piece in pieces])
+
+    def done_with(self, gradients: int) -> None:
+        """Tell of gradients that are taken, or that will not be."""
+        if self._advance is not None:
+            self._advance(gradients)
 
     def _padded(self, x: Tensor) -> Tensor:
         return self._pass(x, min(size for size in self.sizes if size >= len(x)) - len(x))

@@ -61,7 +61,8 @@ class Search(abc.ABC, Generic[R]):
 
     Attributes: `data` and `points`, the samples and the points found, :class:`Rows`; `distances` between them, (N,),
     float64, 0 where nothing is searched for, inf where nothing was found; `chosen`, the samples that are searched for;
-    `classes`, the number of logits; `notes`, what a search remembers of its samples, tensors of N rows on the host.
+    `classes`, the number of logits; `notes`, what a search remembers of its samples, tensors of N rows on the host: in
+    `left` the gradients that they may take yet, where their number is limited, and more.
     """
 
     def __init__(self, logits_of: LogitsOf, samples: Samples, r: float) -> None:
@@ -78,7 +79,7 @@ class Search(abc.ABC, Generic[R]):
         self.data, self.points, self._movable = samples.rows(), samples.rows().clone(), samples.movable()
         self.distances = torch.zeros(len(self.data), dtype=torch.float64, device=self.data.device)
         self.spent, self.classes = Spent(), 0
-        self.notes: dict[str, Tensor] = {}
+        self.notes = {"left": torch.zeros(len(self.data), dtype=torch.int64)}
         self.chosen = self._standing()
         self._next = torch.full((len(self.data),), ENDED)
         self._next[self.chosen.cpu()] = 0
@@ -126,6 +127,7 @@ class Search(abc.ABC, Generic[R]):
         if saved is not None:
             check_found(saved, self.samples, self.r)
             self.set_state(saved)
+        self._leave((self._next == ENDED).nonzero()[:, 0])
         for _ in bar(_Progress(self, checkpoint)):
             pass
         return Found(self.distances, self.points.whole(), self.spent.gradients)
@@ -242,11 +244,16 @@ class Search(abc.ABC, Generic[R]):
         points, reached, self._next[runs.places] = self.end(runs)
         rows = runs.places.to(self.data.device)
         self.points[rows], self.distances[rows] = points, runs.distances(points, reached)
+        self._leave(runs.places[self._next[runs.places] == ENDED])
         if log.isEnabledFor(logging.DEBUG):
             average = self.distances[rows][reached].mean()
             log.debug(
                 "%d runs end, %d of them with another class, at %.4g on average", len(runs), reached.sum(), average
             )
+
+    def _leave(self, rows: Tensor) -> None:
+        """Tell that samples take no more gradients."""
+        self.logits_of.done_with(int(self.notes["left"][rows].sum()))
 
 
 class _Progress:

@@ -105,6 +105,7 @@ class _SteppingOut(Search[_Walk]):
     def __init__(self, logits_of: LogitsOf, samples: Samples, r: float, step: float, max_iter: int) -> None:
         super().__init__(logits_of, samples, r)
         self._step, self._max_iter = step, max_iter
+        self.notes["left"].fill_(max_iter + min(CLASSES, self.classes - 1))
 
     def batch(self, rows: Tensor) -> _Walk:
         """Return samples that stand where they are."""
@@ -121,4 +122,5 @@ class _SteppingOut(Search[_Walk]):
 
     def end(self, runs: _Walk) -> tuple[Tensor, Tensor, Tensor]:
         """Bisect the last steps."""
+        self.notes["left"][runs.places] = runs.left
         return runs.nearest(), runs.out.to(runs.x.device), torch.full((len(runs),), ENDED)

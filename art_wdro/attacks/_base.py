@@ -31,7 +31,7 @@ from art_wdro._host.inputs import as_arrays, as_inputs, as_labels
 from art_wdro._host.predictions import labels_for
 from art_wdro._ranks import count, is_first, require_same, shards, together
 from art_wdro._solvers.batches import Samples
-from art_wdro._solvers.passes import Passes
+from art_wdro._solvers.passes import Advance, LogitsOf, Passes
 from art_wdro._storage import checkpoint as checkpoints
 from art_wdro._storage.arrays import few_sizes, placed
 from art_wdro._storage.checkpoint import Checkpoint
@@ -117,6 +117,8 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
     eps: float
     batch_size: int
     verbose: bool
+    advance: Advance | None = None
+    """Is told of gradients, where a progress bar is somebody else's."""
 
     def __init__(
         self, estimator: PyTorchClassifier, summary_writer: bool | str | SummaryWriter = False, **parameters: Any
@@ -218,6 +220,10 @@ class WassersteinAttack(_Generate, EvasionAttack):  # type: ignore[misc]
         """Wrap an iteration in a progress bar."""
         shown = self.verbose and is_first()
         return tqdm(items, desc=type(self).__name__, leave=False, disable=not shown)
+
+    def _passes(self, logits_of: LogitsOf) -> Passes:
+        """Return a function of logits that counts, and tells of, its gradients."""
+        return Passes(logits_of, advance=self.advance)
 
     def _checkpoint(self, file: Path, x: Tensor, labels: Tensor | None, mask: Tensor | None) -> Checkpoint:
         """Return the checkpoint of this attack on these data."""

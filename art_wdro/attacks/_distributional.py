@@ -13,7 +13,7 @@ from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.keywords import explains_foreign_keywords
 from art_wdro._ranks import average
-from art_wdro._solvers.balls import attack_in_balls
+from art_wdro._solvers.balls import attack_in_balls, most_gradients
 from art_wdro._solvers.batches import Samples
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro.attacks._base import ARTS_ORDER, WassersteinAttack, named
@@ -103,13 +103,18 @@ class WassersteinDistributionalAttack(WassersteinAttack):
         self.compile = arguments.flag("compile", self.compile)
 
     @property
+    def most_gradients(self) -> int:
+        """Gradient evaluations a sample, at most."""
+        return most_gradients(self.max_iter, min(self.classes, self.estimator.nb_classes - 1))
+
+    @property
     def radius(self) -> float:
         """How far the moving part goes, in input units."""
         return float(self.eps * self.kappa ** (1 / self.p))
 
     def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:
         found = attack_in_balls(
-            host.logits_of(self.estimator, compiled=self.compile),
+            self._passes(host.logits_of(self.estimator, compiled=self.compile)),
             samples,
             self.threat().r,
             radius=self.radius,

@@ -114,7 +114,7 @@ class WassersteinKnapsack(WassersteinAttack):
     def _search(self, samples: Samples, checkpoint: Checkpoint | None) -> Found:
         """Find the least distances."""
         _, r, box = self.threat()
-        function = host.logits_of(self.estimator, compiled=self.compile)
+        function = self._passes(host.logits_of(self.estimator, compiled=self.compile))
         driven: dict[str, Any] = {"max_iter": self.max_iter, "checkpoint": checkpoint, "bar": self._bar}
         if self.search == "stepping-out":
             return stepped_out_distances(function, samples, r, step=self.eps / 4, **driven)

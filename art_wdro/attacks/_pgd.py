@@ -19,7 +19,6 @@ from art_wdro._ranks import all_rows, average
 from art_wdro._solvers.ascent import SCHEDULES, w_pgd
 from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.one_step import flips_along_a_gradient
-from art_wdro._solvers.passes import Passes
 from art_wdro._storage.arrays import mixed
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.knapsack import knapsack
@@ -63,7 +62,7 @@ class WassersteinAscent(WassersteinAttack):
 
     def _attack(self, samples: Samples, checkpoint: Checkpoint | None) -> Tensor:
         p, r, box = self.threat()
-        function = Passes(host.logits_of(self.estimator, precision=self.precision, compiled=self.compile))
+        function = self._passes(host.logits_of(self.estimator, precision=self.precision, compiled=self.compile))
         adversarial = w_pgd(
             function,
             samples.x,
@@ -296,7 +295,7 @@ class WassersteinFGM(WassersteinAscent):
             return super()._attack(samples, checkpoint)
         losses = dict.fromkeys((attack_objective(self.loss), attack_objective("ce")))
         found = flips_along_a_gradient(
-            host.logits_of(self.estimator, precision=self.precision, compiled=self.compile),
+            self._passes(host.logits_of(self.estimator, precision=self.precision, compiled=self.compile)),
             samples,
             self.threat().r,
             eps=self.eps,

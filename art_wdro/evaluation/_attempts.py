@@ -23,8 +23,9 @@ from art_wdro.attacks._base import WassersteinAttack
 from art_wdro.attacks._distributional import WassersteinDistributionalAttack
 from art_wdro.attacks._knapsack import WassersteinKnapsack
 from art_wdro.attacks._pgd import WassersteinPGD
-from art_wdro.evaluation._autoattack import AUTOATTACK, autoattack_points
+from art_wdro.evaluation._autoattack import AUTOATTACK, autoattack_passes, autoattack_points
 from art_wdro.evaluation._distance import distance_of_mass, lengths_between
+from art_wdro.evaluation._progress import Progress
 from art_wdro.evaluation._report import KNAPSACK, Row
 
 KAPPA = 2.0
@@ -56,17 +57,20 @@ class Attempt:
 
     :param name: Its name and setting.
     :param order: Order of the threat: p, inf for a pointwise one, None for clean data.
-    :param run: Makes the outcome, given what all attempts before it found.
+    :param run: Makes the outcome, given what all attempts before it found, and the bar that it advances.
+    :param gradients: Gradient evaluations a sample, at most, by which it does so; 0 of an attempt that does not.
     """
 
     name: str
     order: float | None
-    run: Callable[[Pool], Outcome]
+    run: Callable[[Pool, Progress], Outcome]
+    gradients: int = 0
 
-    def outcome(self, pool: Pool) -> Outcome:
+    def outcome(self, pool: Pool, progress: Progress) -> Outcome:
         """Run it, and take its time unless it says what that was."""
         started = time.perf_counter()
-        found = self.run(pool)
+        with progress.share(self.gradients * len(pool.distances)):
+            found = self.run(pool, progress)
         return found if found.seconds else found._replace(seconds=time.perf_counter() - started)
 
 
@@ -118,12 +122,12 @@ class Pool:
         self.standing: dict[str, np.ndarray] = {}
         self.errors: list[Exception] = []
 
-    def attempted(self, attempt: Attempt) -> tuple[Row, Tensor | None]:
+    def attempted(self, attempt: Attempt, progress: Progress) -> tuple[Row, Tensor | None]:
         """Run an attempt, take over what it found, and return its figures and points; without clean data, an error."""
         if attempt.order is None:
-            outcome = attempt.outcome(self)
+            outcome = attempt.outcome(self, progress)
             return self._take(attempt, outcome), outcome.points
-        made, error = tried(lambda: attempt.outcome(self))
+        made, error = tried(lambda: attempt.outcome(self, progress))
         if made is None:
             assert error is not None
             self.errors.append(error)
@@ -190,40 +194,43 @@ def attempts_on(case: Case, knapsack_iter: int, autoattack: bool) -> list[Attemp
     kappa = 1.0 if math.isinf(p) else KAPPA
     search = case.attack(WassersteinKnapsack, max_iter=knapsack_iter)
     return [
-        Attempt("none", None, lambda _: Outcome(case.x.cpu(), 0.0)),
+        Attempt("none", None, lambda *_: Outcome(case.x.cpu(), 0.0)),
         _ascent(case, "PGD-20, CE", p=math.inf, loss="ce"),
-        *([Attempt(AUTOATTACK, math.inf, lambda _: _autoattack(case))] if autoattack else []),
+        *([Attempt(AUTOATTACK, math.inf, lambda *found: _autoattack(case, *found))] if autoattack else []),
         _ascent(case, "W-PGD-20, ReDLR, step eps/20 (paper)", eps_step=step),
         _ascent(case, "W-PGD-100, ReDLR, linear", max_iter=100, schedule="linear"),
         _split(case, kappa),
-        Attempt(KNAPSACK, p, lambda pool: _knapsack(case, search, pool)),
-        *([] if math.isinf(p) else [Attempt("knapsack's distances", math.inf, lambda pool: _pointwise(case, pool))]),
+        Attempt(KNAPSACK, p, lambda *found: _knapsack(case, search, *found), search.max_iter),
+        *([] if math.isinf(p) else [Attempt("knapsack's distances", math.inf, lambda pool, _: _pointwise(case, pool))]),
     ]
 
 
 def _ascent(case: Case, name: str, **setting: Any) -> Attempt:
     attack = case.attack(WassersteinPGD, **setting)
 
-    def run(_: Pool) -> Outcome:
+    def run(_: Pool, progress: Progress) -> Outcome:
+        attack.advance = progress.advance
         points = attack.attack_tensors(case.x, case.labels).cpu()
         return Outcome(points, attack.gradients_)
 
-    return Attempt(name, attack.p, run)
+    return Attempt(name, attack.p, run, attack.max_iter)
 
 
 def _split(case: Case, kappa: float) -> Attempt:
     attack = case.attack(WassersteinDistributionalAttack, kappa=kappa)
 
-    def run(_: Pool) -> Outcome:
+    def run(_: Pool, progress: Progress) -> Outcome:
+        attack.advance = progress.advance
         points = attack.attack_tensors(case.x, case.labels).cpu()
         return Outcome(points, attack.gradients_, mass=attack.mass_)
 
-    return Attempt(f"WDA, kappa {kappa:g}", attack.p, run)
+    return Attempt(f"WDA, kappa {kappa:g}", attack.p, run, attack.most_gradients)
 
 
-def _knapsack(case: Case, attack: WassersteinKnapsack, pool: Pool) -> Outcome:
+def _knapsack(case: Case, attack: WassersteinKnapsack, pool: Pool, progress: Progress) -> Outcome:
     """Search the least distances, and spend the budget on the least ones that any attempt found."""
     started = time.perf_counter()
+    attack.advance = progress.advance
     attack.attack_tensors(case.x, case.labels)
     pool.search(torch.from_numpy(attack.nearest_))
     distances, own = all_rows(pool.distances)
@@ -237,5 +244,10 @@ def _pointwise(case: Case, pool: Pool) -> Outcome:
     return Outcome(pool.within(pool.distances <= case.eps), *pool.costs.get(KNAPSACK, (0.0, 0.0)))
 
 
-def _autoattack(case: Case) -> Outcome:
-    return Outcome(*autoattack_points(case.classifier, case.x, case.labels, case.r, case.eps, case.batch_size))
+def _autoattack(case: Case, pool: Pool, progress: Progress) -> Outcome:
+    """Attack by AutoAttack: its first attack sees what is classified correctly, the others about what PGD left."""
+    standing, left = int((pool.distances > 0).sum()), int(torch.isinf(pool.distances).sum())
+    passes = autoattack_passes(standing, left, case.classifier.nb_classes)
+    data = case.classifier, case.x, case.labels, case.r, case.eps, case.batch_size
+    with progress.aside("AutoAttack, estimated", passes, " passes") as advance:
+        return Outcome(*autoattack_points(*data, advance))

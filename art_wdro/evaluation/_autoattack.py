@@ -13,9 +13,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_wdro._host import classifier as host
-from art_wdro._host.extras import install
+from art_wdro._host.extras import install, missing
 from art_wdro._ranks import average, total
-from art_wdro._solvers.passes import Passes
+from art_wdro._solvers.passes import Advance, Passes
 from art_wdro._threat.geometry import displace, project_on_balls
 from art_wdro.evaluation._report import Row
 
@@ -23,6 +23,8 @@ AUTOATTACK = "AutoAttack, standard"
 """Its name in a report."""
 NORM_NAMES = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
 """What AutoAttack calls the ground norms."""
+STEPS, TARGETS, QUERIES = 100, 9, 5000
+"""Steps of its attacks by gradient, classes towards which the targeted ones go in turn, and queries of its last one."""
 
 
 def check_autoattack(classifier: PyTorchClassifier, wanted: bool | None, r: float = math.inf) -> bool:
@@ -54,8 +56,7 @@ def left_out(classifier: PyTorchClassifier, wanted: bool | None, r: float) -> li
     """Return the row of AutoAttack where it fits and is only not installed, which says what to install; else none."""
     if wanted is not None or not _fits(classifier, r) or _autoattack_class() is not None:
         return []
-    reason = f"not installed: {install('autoattack')}"
-    return [Row(AUTOATTACK, math.inf, math.nan, math.nan, 0.0, math.nan, reason)]
+    return [Row(AUTOATTACK, math.inf, math.nan, math.nan, 0.0, math.nan, missing("autoattack"), installed=False)]
 
 
 def _fits(classifier: PyTorchClassifier, r: float) -> bool:
@@ -79,19 +80,47 @@ def _autoattack_class() -> Any:
     return None
 
 
+def autoattack_passes(standing: int, left: int, classes: int) -> int:
+    """Estimate how many passes the standard version takes, forward and backward, summed over samples.
+
+    Step by step APGD takes both, FAB two forward ones and a backward one, and a query of Square one forward.
+
+    :param standing: Samples that are classified correctly, which the first attack sees.
+    :param left: Samples that are after it, which all others see.
+    :param classes: Number of classes.
+    """
+    each = STEPS * min(TARGETS, classes - 1) * (2 + 3) + QUERIES
+    return 2 * STEPS * standing + each * left
+
+
 def autoattack_points(
-    classifier: PyTorchClassifier, x: Tensor, labels: Tensor, r: float, eps: float, batch_size: int
+    classifier: PyTorchClassifier,
+    x: Tensor,
+    labels: Tensor,
+    r: float,
+    eps: float,
+    batch_size: int,
+    advance: Advance | None = None,
 ) -> tuple[Tensor, float]:
-    """Attack with the standard version of AutoAttack: return the points, on the host, and gradients a sample."""
+    """Attack with the standard version of AutoAttack: return the points, on the host, and gradients a sample.
+
+    :param advance: Is told of its passes, forward and backward.
+    """
     if len(x) == 0:
         total(torch.zeros(2, dtype=torch.float64))  # the others count their evaluations
         return x.cpu(), 0.0
     function = Passes(host.logits_of(classifier))
+
+    def told(x: Tensor) -> Tensor:
+        if advance is not None:
+            advance(len(x) * (2 if x.requires_grad else 1))
+        return function(x)
+
     with host.undisturbed(classifier, batch_size):
         cls, device = _autoattack_class(), classifier.device
         quiet = {"verbose": False} if "verbose" in signature(cls).parameters else {}
-        attack = cls(function, norm=NORM_NAMES[r], eps=eps, seed=0, device=str(device), **quiet)
-        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classifier.nb_classes - 1)
+        attack = cls(told, norm=NORM_NAMES[r], eps=eps, seed=0, device=str(device), **quiet)
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGETS, classifier.nb_classes - 1)
         size = "bs" if "bs" in signature(attack.run_standard_evaluation).parameters else "batch_size"
         adversarial = attack.run_standard_evaluation(x.to(device), labels.to(device), **{size: batch_size})
         adversarial = adversarial[0] if isinstance(adversarial, tuple) else adversarial

@@ -165,6 +165,10 @@ def _notes(first: Loaded, second: Loaded, paired: bool) -> list[str]:
     notes += [f"{name}: {values[0]}, then {values[1]}" for name, values in told.items() if values[0] != values[1]]
     for report, rest in ((first, second), (second, first)):
         notes += [f"only in '{report.name}': {' '.join(key)}" for key in report.rows if key not in rest.rows]
-        notes += [f"failed in '{report.name}': {' '.join(k)}" for k, r in report.rows.items() if math.isnan(r.accuracy)]
+        lost = {key: row.installed for key, row in report.rows.items() if math.isnan(row.accuracy)}
+        notes += [
+            f"{'failed' if installed else 'not installed'} in '{report.name}': {' '.join(key)}"
+            for key, installed in lost.items()
+        ]
         notes += [f"Warning of '{report.name}': {text}" for text in report.data.get("warnings", [])]
     return notes

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from art_wdro._host import arguments
 from art_wdro._host import classifier as host
@@ -28,6 +27,7 @@ from art_wdro.certificates._smoothing import voting_of
 from art_wdro.evaluation._attempts import Attempt, Case, Pool, attempts_on, told, tried
 from art_wdro.evaluation._autoattack import check_autoattack, left_out
 from art_wdro.evaluation._first_order import bounds_of, upsilon_of
+from art_wdro.evaluation._progress import Progress
 from art_wdro.evaluation._provenance import provenance
 from art_wdro.evaluation._report import Report, Row
 from art_wdro.evaluation._sanity import check_model, check_rows
@@ -80,7 +80,7 @@ def evaluate(
     :param confidence: Probability, over the noise, with which both ends of the bracket of a smoothed classifier hold.
     :param keep_arrays: Keep the adversarial arrays in the report.
     :param on_row: Called with each attack's figures and adversarial array as soon as they are there.
-    :param verbose: Show a progress bar over the attacks.
+    :param verbose: Show a progress bar, by gradients of all attacks; AutoAttack has its own, by an estimate.
     :param samples: Evaluate a random part of so many samples, every class in proportion; None evaluates all.
     :param seed: Seed of that draw, and of the draws behind the intervals of the report.
     :return: The report; its `warnings` are also issued as `UserWarning`.
@@ -135,15 +135,17 @@ def _tried_all(
     """
     rows: list[Row] = []
     arrays: dict[str, np.ndarray] = {}
-    for attempt in tqdm(attempts, desc="evaluate", leave=False, disable=not (verbose and is_first())):
-        row, points = pool.attempted(attempt)
-        rows.append(row)
-        if points is None:
-            continue
-        arrays[attempt.name] = shown = points.numpy().view()
-        shown.flags.writeable = attempt.order is not None  # without an attack it is the user's own
-        if on_row is not None:
-            on_row(row, arrays[attempt.name] if keep else arrays.pop(attempt.name))
+    gradients = len(pool.distances) * sum(attempt.gradients for attempt in attempts)
+    with Progress(gradients, bool(verbose) and is_first()) as progress:
+        for attempt in attempts:
+            row, points = pool.attempted(attempt, progress)
+            rows.append(row)
+            if points is None:
+                continue
+            arrays[attempt.name] = shown = points.numpy().view()
+            shown.flags.writeable = attempt.order is not None  # without an attack it is the user's own
+            if on_row is not None:
+                on_row(row, arrays[attempt.name] if keep else arrays.pop(attempt.name))
     if len(pool.errors) == len(attempts) - 1:
         raise pool.errors[0]
     return rows, arrays

@@ -24,29 +24,39 @@ def markdown(report: Report) -> str:
 
 def markdown_lines(head: list[str], body: list[list[str]]) -> list[str]:
     """Return the lines of a table in Markdown."""
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
+    blank = [""] * len(head)
+    return ["| " + " | ".join([*cells, *blank[len(cells) :]]) + " |" for cells in (head, ["---"] * len(head), *body)]
 
 
 def html(report: Report) -> str:
     """Return a table in HTML."""
     rows = [("th", HEAD), *(("td", cells) for cells in _cells(report))]
-    lines = ["".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) for kind, cells in rows]
-    table = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    table = "\n".join(_html_row(kind, cells) for kind, cells in rows)
     return f"<table>\n{table}\n</table>\n" + "\n".join(f"<div>{escape(note)}</div>" for note in _notes(report))
+
+
+def _html_row(kind: str, cells: list[str]) -> str:
+    """Return a row whose last cell takes the room of those that lack."""
+    *before, last = (escape(cell) for cell in cells)
+    span = len(HEAD) - len(before)
+    opened = f"<{kind}>" if span == 1 else f'<{kind} colspan="{span}">'
+    return f"<tr>{''.join(f'<{kind}>{cell}</{kind}>' for cell in before)}{opened}{last}</{kind}></tr>"
 
 
 def terminal(report: Report) -> str:
     """Return a table for a terminal."""
     table = [SHORT, *_cells(report)]
-    widths = [max(len(cells[i]) for cells in table) for i in range(len(SHORT))]
+    full = [cells for cells in table if len(cells) == len(SHORT)]
+    widths = [max(len(cells[i]) for cells in full) for i in range(len(SHORT))]
     lines = [
-        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=False)))
         for cells in table
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", *_notes(report)])
 
 
 def _cells(report: Report) -> list[list[str]]:
+    """Return the cells of all rows; that of an attack that is not installed has fewer, the last of which says so."""
     scale = report.eps if report.eps > 0 else 1.0
     return [
         [
@@ -57,6 +67,8 @@ def _cells(report: Report) -> list[list[str]]:
             "" if row.failure else f"{row.gradients:.0f}",
             f"{row.seconds:.1f}",
         ]
+        if row.installed
+        else [row.threat, row.attack, str(row.failure)]
         for row in report.rows
     ]
 
@@ -68,7 +80,7 @@ def _notes(report: Report) -> list[str]:
         f"{taken}, (W_{report.p:g}, l_{report.norm:g}), eps = {report.eps:.6g}",
         f"±: how far the interval of {100 * LEVEL:g} % over the draw of samples reaches, on its longer side",
     ]
-    notes += [f"{row.attack} failed: {row.failure}" for row in report.rows if row.failure]
+    notes += [f"{row.attack} failed: {row.failure}" for row in report.rows if row.failure and row.installed]
     if report.surer is None:
         notes.append(f"Upsilon (ReDLR) = {report.upsilon:.6g}")
     notes += [

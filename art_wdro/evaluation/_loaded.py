@@ -41,12 +41,14 @@ class Standing(NamedTuple):
     :param interval: The accuracy's interval, where the report has one.
     :param figure: The accuracy of draws.
     :param shares: Which share of each sample's mass stands, (N,), where each sample does so on its own; None elsewhere.
+    :param installed: Whether the attack was there.
     """
 
     accuracy: float
     interval: tuple[float, float] | None
     figure: Figure
     shares: np.ndarray | None
+    installed: bool = True
 
     def __str__(self) -> str:
         """Return the accuracy in percent."""
@@ -111,7 +113,8 @@ def _rows(data: dict[str, Any], distances: np.ndarray) -> Iterator[tuple[tuple[s
             figure, shares = mean_of(shares), shares if alone else None
         else:  # samples unknown, compared with those of no other report one by one
             figure, shares = mean_of(np.arange(samples) < np.rint(accuracy * samples)), None
-        yield (row["threat"], row["attack"]), Standing(accuracy, interval, figure, shares)
+        known = Standing(accuracy, interval, figure, shares, bool(row.get("installed", True)))
+        yield (row["threat"], row["attack"]), known
     if data.get("radii") is not None:
         accuracy, radii = float(data["certified"]), _numbers(data["radii"], samples, "radii")
         interval = _interval(data.get("certified_interval"))

@@ -39,6 +39,7 @@ class Row:
     :param seconds: Wall time.
     :param gradients: Gradient evaluations a sample, on average.
     :param failure: Why the attack made nothing, with NaN for its figures; None where it made something.
+    :param installed: Whether there was an attack; where not, `failure` says what to install.
     """
 
     attack: str
@@ -48,6 +49,7 @@ class Row:
     seconds: float
     gradients: float
     failure: str | None = None
+    installed: bool = True
 
     @property
     def threat(self) -> str:
