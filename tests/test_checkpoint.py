@@ -54,7 +54,7 @@ def assert_same(found, expected):
         for key, value in expected.items():
             assert_same(found[key], value)
     elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected)
+        assert torch.equal(found.cpu(), expected.cpu())
     elif isinstance(expected, list):
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
