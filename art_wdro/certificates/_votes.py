@@ -122,7 +122,8 @@ def _copies(x: Tensor, noise: Noise, stage: Stage, number: int) -> Iterator[Tens
     source = _source(noise, (stage.number, number), x.device)
     centre = x.double() / noise.step
     for start in range(0, stage.draws, BLOCK):
-        block = source((min(BLOCK, stage.draws - start), *x.shape))
+        # a whole block, since on a GPU what is drawn depends on how much is
+        block = source((BLOCK, *x.shape))[: stage.draws - start]
         yield block.mul_(noise.scale / noise.step).add_(centre).round_().mul_(noise.step)
 
 
