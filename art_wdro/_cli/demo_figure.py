@@ -33,7 +33,7 @@ def draw_bracket(report: Report, axes: Any) -> None:
     for row, mark in zip((row for row in report.rows if row.attack in SHOWN and not row.failure), "x+o", strict=False):
         axes.plot(1.0, 100 * row.accuracy, mark, color="black", label=SHOWN[row.attack])
     axes.set(xlabel="budget in eps", ylabel="accuracy in %", ylim=(0, 100), title="the robust network, attacked")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower left")
 
 
 def save_figure(
@@ -61,6 +61,7 @@ def save_figure(
     curves.set_ylim(bottom=max(0, 100 * min(r["wp_accuracy"] for r in history) - 15), top=102)
     curves.legend(loc="lower center", ncols=3)
     budget.hist(length, bins=40)
+    budget.locator_params(axis="x", nbins=5)
     budget.axvline(args.eps, color="black", linestyle="--")
     budget.set(
         xlabel="largest pixel change (dashed: eps)",
