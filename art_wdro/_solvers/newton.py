@@ -38,6 +38,10 @@ CLASSES = 9
 """Most classes that are compared to first order; further ones rarely are the nearest."""
 FEW_CLASSES = 2
 """Those of them that are compared before the first run."""
+DENSE_BEFORE, STEPS_AFTER = 10, 40
+"""Steps under l_inf to a point that has moved everywhere, and from there under a finite norm."""
+LONG_DENSE_BEFORE, LONG_STEPS_AFTER = 25, 100
+"""The same of further such runs."""
 PATIENCE = 2
 """Runs from elsewhere without a gain after which a sample leaves."""
 USUAL = 300
@@ -100,24 +104,38 @@ class _Further(NamedTuple):
     :param steps: Its gradient evaluations a sample.
     :param column: Which of the classes in order it goes along; 0 is whichever leads. None for one from elsewhere.
     :param start: Number of the start elsewhere.
+    :param dense: Steps under l_inf that are taken first, to a point at which it begins.
     """
 
     steps: int
     column: int | None = None
     start: int = 0
+    dense: int = 0
+
+    @property
+    def doubtful(self) -> bool:
+        """Tell whether a few fruitless ones of its kind are enough."""
+        return self.column is None or self.dense == LONG_DENSE_BEFORE
 
 
-def further_runs(columns: int, max_iter: int) -> list[_Further]:
+def further_runs(columns: int, max_iter: int, r: float) -> list[_Further]:
     """Return the runs after the first two in order, more of them than the gradients allow.
 
     :param columns: Classes that are compared to first order.
     :param max_iter: Gradient evaluations a sample, at most.
+    :param r: Exponent of the ground norm.
     """
     along = [_Further(STEPS_OF_A_RUN, column) for column in range(columns)]
     elsewhere = [_Further(STEPS_FROM_ELSEWHERE, None, n) for n in range(RUNS_BEFORE + max_iter // STEPS_FROM_ELSEWHERE)]
-    if columns < 2:
-        return along + elsewhere
-    return along[:2] + elsewhere[:RUNS_BEFORE] + along[2:] + elsewhere[RUNS_BEFORE:]
+    first, later = [], elsewhere[RUNS_BEFORE:]
+    if math.isfinite(r) and columns:
+        first = [_Further(STEPS_AFTER, 0, dense=DENSE_BEFORE)]
+        later = [
+            run
+            for n, other in enumerate(later)
+            for run in (_Further(LONG_STEPS_AFTER, n % columns, dense=LONG_DENSE_BEFORE), other)
+        ]
+    return first + along[:2] + elsewhere[:RUNS_BEFORE] + along[2:] + later
 
 
 class _Newton(Search[NewtonRuns]):
@@ -136,8 +154,8 @@ class _Newton(Search[NewtonRuns]):
         self._columns = min(CLASSES, others)
         self._few = min(FEW_CLASSES, others, max_iter) if others > 1 else 0
         self._patience = PATIENCE + max(0, max_iter - USUAL) // STEPS_FROM_ELSEWHERE
-        self._further = further_runs(self._columns, max_iter)
-        costs = [self._few + FIRST_RUN, self._columns + SECOND_RUN, *(run.steps for run in self._further)]
+        self._further = further_runs(self._columns, max_iter, r)
+        costs = [self._few + FIRST_RUN, self._columns + SECOND_RUN, *(run.dense + run.steps for run in self._further)]
         self._costs = torch.tensor(costs)
         self.notes = {
             "left": torch.full((count,), max_iter),
@@ -171,11 +189,15 @@ class _Newton(Search[NewtonRuns]):
         elif number == SECOND:
             self._begin_second(runs, left)
         else:
-            steps, column, start = self._further[number - FURTHER]
-            if column is None:
+            steps, column, start, dense = self._further[number - FURTHER]
+            target = self._noted("classes", runs)[:, column] if column else None
+            if dense:
+                # on the l_1 ball found before, the largest coordinates are left of the start: sparse, and near a border
+                runs.set_out(number, steps, target, runs.moved_everywhere(dense, target), AFAR, afresh=self.r != 1.0)
+            elif column is None:
                 runs.set_out(number, steps, None, self._elsewhere(runs, start), AFAR)
             else:
-                runs.set_out(number, steps, self._noted("classes", runs)[:, column] if column else None)
+                runs.set_out(number, steps, target)
         return runs
 
     def end(self, runs: NewtonRuns) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,7 +205,7 @@ class _Newton(Search[NewtonRuns]):
         runs.finish()
         rows, number = runs.places, runs.number
         self.notes["left"][rows] -= self._costs[number]
-        elsewhere = torch.tensor([False, False, *(run.column is None for run in self._further)])[number]
+        elsewhere = torch.tensor([False, False, *(run.doubtful for run in self._further)])[number]
         gained = (runs.radius < runs.before * (1 - GAIN)).cpu()
         idle = self.notes["idle"][rows] + elsewhere.long()
         self.notes["idle"][rows] = torch.where(elsewhere & gained, 0, idle)
@@ -233,11 +255,13 @@ class _Newton(Search[NewtonRuns]):
         left, idle = self.notes["left"][rows], self.notes["idle"][rows]
         leads, estimates = self.notes["leads"][rows], self.notes["estimates"][rows]
         following = torch.where((number == FIRST) & (left > self._columns), SECOND, ENDED)
-        for next_one, (steps, column, _) in enumerate(self._further, FURTHER):
-            if column is None:
-                wanted = idle < self._patience
-            else:
-                wanted = estimates[:, column] < WORTHWHILE * radius if column else leads
-            wanted &= (number >= SECOND) & (number < next_one) & (left >= steps) & (following == ENDED)
+        for next_one, run in enumerate(self._further, FURTHER):
+            wanted = (number >= SECOND) & (number < next_one) & (left >= run.dense + run.steps) & (following == ENDED)
+            if run.doubtful:
+                wanted &= idle < self._patience
+            if run.column:
+                wanted &= estimates[:, run.column] < WORTHWHILE * radius
+            elif run.column == 0 and not run.dense:
+                wanted &= leads
             following = torch.where(wanted, next_one, following)
         return following
