@@ -183,7 +183,7 @@ class _Newton(Search[NewtonRuns]):
     def begin(self, number: int, rows: Tensor) -> NewtonRuns:
         """Return samples at the beginning of a run."""
         runs = self.batch(rows)
-        left = int(self.notes["left"][rows[0]])
+        left = self.notes["left"][rows]
         if number == FIRST:
             self._begin_first(runs, left)
         elif number == SECOND:
@@ -193,11 +193,12 @@ class _Newton(Search[NewtonRuns]):
             target = self._noted("classes", runs)[:, column] if column else None
             if dense:
                 # on the l_1 ball found before, the largest coordinates are left of the start: sparse, and near a border
-                runs.set_out(number, steps, target, runs.moved_everywhere(dense, target), AFAR, afresh=self.r != 1.0)
+                begin, afresh = runs.moved_everywhere(dense, target), self.r != 1.0
+                runs.set_out(number, steps, target, begin, AFAR, left - dense, afresh)
             elif column is None:
-                runs.set_out(number, steps, None, self._elsewhere(runs, start), AFAR)
+                runs.set_out(number, steps, None, self._elsewhere(runs, start), AFAR, left)
             else:
-                runs.set_out(number, steps, target)
+                runs.set_out(number, steps, target, most=left)
         return runs
 
     def end(self, runs: NewtonRuns) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,7 +215,7 @@ class _Newton(Search[NewtonRuns]):
     def _samples_of_others(self) -> Pool:
         return Pool.of(self.data, self.samples.labels, self.chosen, OTHERS)
 
-    def _begin_first(self, runs: NewtonRuns, left: int) -> None:
+    def _begin_first(self, runs: NewtonRuns, left: Tensor) -> None:
         """Go along the class that is nearest among few; points of other classes are known from other samples."""
         if self.notes["others"].shape[1]:
             self.notes["others"][runs.places] = self._pool.nearest(runs.x, runs.labels, self.r).cpu()
@@ -226,7 +227,7 @@ class _Newton(Search[NewtonRuns]):
             self.notes["first"][runs.places] = target.cpu()
         runs.set_out(FIRST, FIRST_RUN, target, most=left - self._few)
 
-    def _begin_second(self, runs: NewtonRuns, left: int) -> None:
+    def _begin_second(self, runs: NewtonRuns, left: Tensor) -> None:
         """Go along the class that is nearest among all."""
         leading, classes, estimates = runs.nearest_classes(self._columns)
         nearest = classes[:, 0]
@@ -256,7 +257,7 @@ class _Newton(Search[NewtonRuns]):
         leads, estimates = self.notes["leads"][rows], self.notes["estimates"][rows]
         following = torch.where((number == FIRST) & (left > self._columns), SECOND, ENDED)
         for next_one, run in enumerate(self._further, FURTHER):
-            wanted = (number >= SECOND) & (number < next_one) & (left >= run.dense + run.steps) & (following == ENDED)
+            wanted = (number >= SECOND) & (number < next_one) & (following == ENDED)
             if run.doubtful:
                 wanted &= idle < self._patience
             if run.column:
@@ -264,4 +265,6 @@ class _Newton(Search[NewtonRuns]):
             elif run.column == 0 and not run.dense:
                 wanted &= leads
             following = torch.where(wanted, next_one, following)
-        return following
+        # a later run in its place would begin at other points than after it
+        scarce = (following >= FURTHER) & (2 * left < self._costs[following.clamp(min=0)])
+        return torch.where(scarce, ENDED, following)

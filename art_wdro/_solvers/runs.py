@@ -58,7 +58,7 @@ class NewtonRuns(Runs):
         target: Tensor | None = None,
         start: Tensor | None = None,
         scale: Tensor | float = 1.0,
-        most: int | None = None,
+        most: Tensor | None = None,
         afresh: bool = False,
     ) -> None:
         """Stand at the beginning of a run along one class, or along the leading one.
@@ -68,12 +68,12 @@ class NewtonRuns(Runs):
         :param target: The class, (n,), or None.
         :param start: Points to begin at in place of the samples, shaped as these.
         :param scale: What the lengths of steps are multiplied by, a number or one a sample.
-        :param most: Steps after which the run is broken off; None lets it end.
+        :param most: Steps after which the run is broken off, (n,), on the host; None lets it end.
         :param afresh: Begin with any radius, in place of one below what other runs found.
         """
         count = len(self.x)
         self.number, self.step, self.steps = (torch.full((count,), value) for value in (number, 0, steps))
-        self.last = torch.full((count,), steps if most is None else max(0, min(most, steps)))
+        self.last = self.steps.clone() if most is None else most.clamp(0, steps)
         self.target = torch.full_like(self.labels, LEADING) if target is None else target.clone()
         self.point = (self.x if start is None else start).clone()
         self.scale = torch.ones_like(self.reach) * scale
