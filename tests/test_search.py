@@ -218,7 +218,7 @@ def test_gradients_allowed_buy_runs_from_elsewhere(max_iter, fruitless):
     [(1, 1), (2, 2), (10, 10), (20, 20), (29, 20), (30, 30), (35, 35), (45, 45), (57, 45), (70, 70)],
 )
 def test_no_more_gradients_are_spent_than_allowed(max_iter, spent):
-    """Ten classes: two are compared before 18 steps, nine before 16, and one more takes 25 or 50, half of it at least."""
+    """Ten classes: two are compared before 18 steps, nine before 16, and more take 25 or 50, or half of it."""
     torch.manual_seed(0)
     network, x = torch.nn.Linear(30, 10), torch.rand(5, 30)
     found = functional.least_distances(network, x, network(x).argmax(1), box=None, max_iter=max_iter)
