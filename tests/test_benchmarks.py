@@ -318,6 +318,26 @@ def optimality(found: Any) -> None:
     assert all(0 < row["gradients"] <= 30 for row in rows)
 
 
+def published(found: Any) -> None:
+    rows = {(row["eps"], row["attack"]): row for row in found["rows"]}
+    assert len(rows) == 16
+    for (_, name), row in rows.items():
+        assert row["spent"] <= 1 + 1e-6 or name == "WDA++, all points"
+        assert 0 <= row["mixture"] <= 100
+        assert row["gradients"] <= row["passes"] or name.startswith(("WDA", "knapsack"))
+    for eps in (0.1, 0.05):
+        theirs, here = rows[eps, "W-PGD-50, as published"], rows[eps, "W-PGD-50"]
+        assert (theirs["gradients"], theirs["passes"]) == (50, 100)
+        assert here["left"] == pytest.approx(theirs["left"], abs=5)  # an image of 24
+        assert here["passes"] < theirs["passes"]
+    assert rows[0.05, "WDA++, all points"]["spent"] > 1
+
+
+def variants(found: Any) -> None:
+    assert [row["network"] for row in found] == ["l2", "step"]
+    assert all(0.2 < row["pgd"] <= row["own"] < row["clean"] for row in found)
+
+
 CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.brackets": brackets,
     "attacks.certificates": certificates,
@@ -326,6 +346,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.one_step": one_step,
     "attacks.optimality": optimality,
     "attacks.pictures": pictures,
+    "attacks.published": published,
     "attacks.smoothing": smoothing,
     "attacks.split_mass": split_mass,
     "margin.analysis": margin_analysis,
@@ -335,6 +356,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "networks.noisy": noisy,
     "networks.pretrained": pretrained,
     "networks.robust": robust,
+    "networks.variants": variants,
     "paper.experiments": experiments,
     "paper.summary": summarised,
     "paper.upsilon_estimates": upsilon_estimates,
