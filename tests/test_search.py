@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from art_wdro import functional
+from art_wdro._solvers import newton
 from art_wdro._solvers.margins import CERTAIN, LEADING, Margins
+from art_wdro._solvers.runs import NewtonRuns
 from tests.conftest import NORMS, digits, on_device
 
 pytestmark = pytest.mark.slow
@@ -203,6 +205,29 @@ def test_each_class_is_searched_in_its_turn():
 
     found = functional.least_distances(logits_of, torch.zeros(1, 4), torch.tensor([0]), r=2.0, box=None, max_iter=300)
     assert found.distances.item() == pytest.approx(0.5, rel=0.02)
+
+
+def test_a_short_run_under_l_inf_moves_every_coordinate():
+    """One slope is a thousand times the others: a step of l_2 would leave these where they are."""
+    slopes = torch.tensor([1.0, *[1e-3] * 9])
+    box = torch.zeros(()), torch.ones(())
+    x = torch.zeros(2, 10)
+    runs = NewtonRuns(
+        lambda x: torch.stack([0 * x[:, 0] + 0.3, x @ slopes], 1), x, torch.tensor([0, 0]), 2.0, box, None
+    )
+    point = runs.moved_everywhere(10, None)
+    assert point.amin() == pytest.approx(point.amax().item(), rel=1e-3)
+    assert (point @ slopes > 0.3).all()
+    assert torch.isinf(runs.radius).all()  # what it finds is where a run begins, and no result
+    assert runs.spent.gradients == 20
+
+
+def test_runs_from_there_come_early_and_under_l_1_and_l_2_alone():
+    assert [run.dense for run in newton.further_runs(9, 300, 2.0)[:2]] == [newton.DENSE_BEFORE, 0]
+    assert not any(run.dense for run in newton.further_runs(9, 1000, math.inf))
+    more = [run for run in newton.further_runs(9, 1000, 1.0) if run.dense][1:]
+    assert [run.column for run in more[:3]] == [0, 1, 2]
+    assert {(run.dense, run.steps) for run in more} == {(newton.LONG_DENSE_BEFORE, newton.LONG_STEPS_AFTER)}
 
 
 @pytest.mark.parametrize(("max_iter", "fruitless"), [(299, 2), (300, 2), (350, 4), (600, 14)])

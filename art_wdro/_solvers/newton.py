@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Least distances: for every sample the smallest l_r perturbation found that changes its class.
 
-Each sample is searched for on its own. A run ascends the margin towards one class inside a ball whose radius
-follows Newton's rule for the root of phi(radius) = max margin in the ball, with phi' = ||grad margin||_s: too short a
-radius grows by what the linear model lacks, too long a one shrinks (`runs.py`). Runs follow one another, and the
-nearest point of all is kept: towards the class that is nearest to first order, towards whichever class leads at each
-step, from elsewhere, and towards the next nearest classes. Elsewhere is where the way to the nearest sample of another
-class leaves the class, or a random point in the ball found so far; where gradients vanish nothing else helps. A
-sample leaves when no further run is worthwhile for it. The order and the lengths of the runs do not depend on the
-gradients allowed, so that more of them never give a longer distance. Random points come from the number of the run
-alone: no sample depends on its batch, but it does on the samples of other classes that are in the data set.
+Each sample is searched for on its own. A run ascends the margin towards one class inside a ball whose radius follows
+Newton's rule for the root of phi(radius) = max margin in the ball, with phi' = ||grad margin||_s: too short a radius
+grows by what the linear model lacks, too long a one shrinks (`runs.py`). Runs follow one another, and the nearest
+point of all is kept: towards the class that is nearest to first order, under l_1 and l_2 from the end of a short run
+under l_inf, towards whichever class leads at each step, from elsewhere, and towards the next nearest classes. A run
+under l_inf moves every coordinate, however small its slope: where gradients mislead, it comes to another class from a
+side to which the slopes do not point. Elsewhere is where the way to the nearest sample of another class leaves the
+class, or a random point in the ball found so far; where gradients vanish nothing else helps. A sample leaves when no
+further run is worthwhile for it. The order and the lengths of the runs do not depend on the gradients allowed, and
+the last one is broken off where they end, or not begun if it would be over before half of it, so that more of them
+never give a longer distance. Random points come from the number of the run alone: no sample depends on its batch, but
+it does on the samples of other classes that are in the data set.
 """
 
 from __future__ import annotations
@@ -39,9 +42,9 @@ CLASSES = 9
 FEW_CLASSES = 2
 """Those of them that are compared before the first run."""
 DENSE_BEFORE, STEPS_AFTER = 10, 40
-"""Steps under l_inf to a point that has moved everywhere, and from there under a finite norm."""
+"""Steps under l_inf to a point that has moved everywhere, and those that go on from it."""
 LONG_DENSE_BEFORE, LONG_STEPS_AFTER = 25, 100
-"""The same of further such runs."""
+"""The same of such runs that come after all others, in turn with those from elsewhere."""
 PATIENCE = 2
 """Runs from elsewhere without a gain after which a sample leaves."""
 USUAL = 300

@@ -31,7 +31,7 @@ class Stepping(NamedTuple):
     """
 
     step: float
-    steps: int = 12
+    steps: int = 30
     classes: int = 3
     restarts: int = 2
 
