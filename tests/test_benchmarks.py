@@ -338,6 +338,15 @@ def variants(found: Any) -> None:
     assert all(0.2 < row["pgd"] <= row["own"] < row["clean"] for row in found)
 
 
+def optimality_drawn(found: Any) -> None:
+    page = (ROOT / "docs/search.md").read_text(encoding="utf-8")
+    assert {row["norm"] for row in found} == {"inf", "2.0", "1.0"}
+    for row in found:
+        assert 0 < row["ours"] <= 1
+        assert 0 < row["next"] <= 1
+        assert all(f"{row[key]:.3f}" in page for key in ("ours", "next"))
+
+
 CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.brackets": brackets,
     "attacks.certificates": certificates,
@@ -345,6 +354,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.least_distances": least_distances,
     "attacks.one_step": one_step,
     "attacks.optimality": optimality,
+    "attacks.optimality_figure": optimality_drawn,
     "attacks.pictures": pictures,
     "attacks.published": published,
     "attacks.smoothing": smoothing,
