@@ -440,6 +440,38 @@ def test_command_line(name, capsys):
     assert "--quick writes none there" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_processes_share_the_attacks_of_a_ranking(tmp_path, capsys, seeded):
+    program = import_module("benchmarks.attacks.optimality")
+    folder = tmp_path / "cells"
+    line = ["--quick", "--norms", "inf", "2", "--directory", str(folder)]
+    program.main([*line, "--shard", "0/2"])
+    first = {file.name for file in folder.iterdir()}
+    program.main([*line, "--shard", "1/2"])
+    assert "inf-60-ours.json" in first
+    assert {file.name for file in folder.iterdir()} > first
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    capsys.readouterr()
+    program.main([*line, "--json", str(tmp_path / "found.json")])
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before  # none was run again
+    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["norm"] for row in rows} == {"inf", "2.0"}
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["own", "--network", "a:b"], "`own` needs --network and --images"),
+        (["--quick", "--shard", "0/2"], "--shard needs --directory"),
+        (["--quick", "--shard", "2/2"], "allowed are 0/N to N-1/N"),
+    ],
+)
+def test_bad_rankings_are_refused(line, says, capsys):
+    with pytest.raises(SystemExit):
+        import_module("benchmarks.attacks.optimality").main(line)
+    assert says in capsys.readouterr().err
+
+
 def test_sources_leave_the_path_and_the_folder_alone():
     assert len(SOURCES) > 40
     assert [file for file in SOURCES if re.search(r"sys\.path|chdir", file.read_text(encoding="utf-8"))] == []
