@@ -356,6 +356,35 @@ def optimality(found: Any) -> None:
     assert all(0 < row["gradients"] <= 30 for row in rows)
 
 
+def published(found: Any) -> None:
+    rows = {(row["eps"], row["attack"]): row for row in found["rows"]}
+    assert len(rows) == 16
+    for (_, name), row in rows.items():
+        assert row["spent"] <= 1 + 1e-6 or name == "WDA++, all points"
+        assert 0 <= row["mixture"] <= 100
+        assert row["gradients"] <= row["passes"] or name.startswith(("WDA", "knapsack"))
+    for eps in (0.1, 0.05):
+        theirs, here = rows[eps, "W-PGD-50, as published"], rows[eps, "W-PGD-50"]
+        assert (theirs["gradients"], theirs["passes"]) == (50, 100)
+        assert here["left"] == pytest.approx(theirs["left"], abs=5)  # an image of 24
+        assert here["passes"] < theirs["passes"]
+    assert rows[0.05, "WDA++, all points"]["spent"] > 1
+
+
+def variants(found: Any) -> None:
+    assert [row["network"] for row in found] == ["l2", "step"]
+    assert all(0.2 < row["pgd"] <= row["own"] < row["clean"] for row in found)
+
+
+def optimality_drawn(found: Any) -> None:
+    page = (ROOT / "docs/search.md").read_text(encoding="utf-8")
+    assert {row["norm"] for row in found} == {"inf", "2.0", "1.0"}
+    for row in found:
+        assert 0 < row["ours"] <= 1
+        assert 0 < row["next"] <= 1
+        assert all(f"{row[key]:.3f}" in page for key in ("ours", "next"))
+
+
 CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.brackets": brackets,
     "attacks.certificates": certificates,
@@ -363,7 +392,9 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "attacks.least_distances": least_distances,
     "attacks.one_step": one_step,
     "attacks.optimality": optimality,
+    "attacks.optimality_figure": optimality_drawn,
     "attacks.pictures": pictures,
+    "attacks.published": published,
     "attacks.smoothing": smoothing,
     "attacks.split_mass": split_mass,
     "frontier.figure": frontier_drawn,
@@ -375,6 +406,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "networks.noisy": noisy,
     "networks.pretrained": pretrained,
     "networks.robust": robust,
+    "networks.variants": variants,
     "paper.experiments": experiments,
     "paper.summary": summarised,
     "paper.upsilon_estimates": upsilon_estimates,
@@ -446,6 +478,38 @@ def test_command_line(name, capsys):
     with pytest.raises(SystemExit):
         module.main(["--quick", "--json", str(ROOT / "benchmarks/results/none.json")])
     assert "--quick writes none there" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_share_the_attacks_of_a_ranking(tmp_path, capsys, seeded):
+    program = import_module("benchmarks.attacks.optimality")
+    folder = tmp_path / "cells"
+    line = ["--quick", "--norms", "inf", "2", "--directory", str(folder)]
+    program.main([*line, "--shard", "0/2"])
+    first = {file.name for file in folder.iterdir()}
+    program.main([*line, "--shard", "1/2"])
+    assert "inf-60-ours.json" in first
+    assert {file.name for file in folder.iterdir()} > first
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    capsys.readouterr()
+    program.main([*line, "--json", str(tmp_path / "found.json")])
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before  # none was run again
+    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["norm"] for row in rows} == {"inf", "2.0"}
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["own", "--network", "a:b"], "`own` needs --network and --images"),
+        (["--quick", "--shard", "0/2"], "--shard needs --directory"),
+        (["--quick", "--shard", "2/2"], "allowed are 0/N to N-1/N"),
+    ],
+)
+def test_bad_rankings_are_refused(line, says, capsys):
+    with pytest.raises(SystemExit):
+        import_module("benchmarks.attacks.optimality").main(line)
+    assert says in capsys.readouterr().err
 
 
 def test_sources_leave_the_path_and_the_folder_alone():

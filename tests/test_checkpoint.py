@@ -278,6 +278,7 @@ def test_an_attack_goes_on_from_its_last_iterate(tmp_path, monkeypatch, norm, lo
 
 SEARCHES = {
     "knapsack": lambda c, **common: WassersteinKnapsack(c, max_iter=30, **common),
+    "knapsack, from under l_inf": lambda c, **common: WassersteinKnapsack(c, norm=2, max_iter=110, **common),
     "stepping out": lambda c, **common: WassersteinKnapsack(c, max_iter=30, search="stepping-out", **common),
     "split": lambda c, **common: WassersteinDistributionalAttack(c, kappa=2.0, **common),
 }

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from art_wdro import functional
+from art_wdro._solvers import newton
 from art_wdro._solvers.margins import CERTAIN, LEADING, Margins
+from art_wdro._solvers.runs import NewtonRuns
 from tests.conftest import NORMS, digits, on_device, on_host
 
 pytestmark = pytest.mark.slow
@@ -214,6 +216,29 @@ def test_each_class_is_searched_in_its_turn():
     assert found.distances.item() == pytest.approx(0.5, rel=0.02)
 
 
+def test_a_short_run_under_l_inf_moves_every_coordinate():
+    """One slope is a thousand times the others: a step of l_2 would leave these where they are."""
+    slopes = torch.tensor([1.0, *[1e-3] * 9])
+    box = torch.zeros(()), torch.ones(())
+    x = torch.zeros(2, 10)
+    runs = NewtonRuns(
+        lambda x: torch.stack([0 * x[:, 0] + 0.3, x @ slopes], 1), x, torch.tensor([0, 0]), 2.0, box, None
+    )
+    point = runs.moved_everywhere(10, None)
+    assert point.amin() == pytest.approx(point.amax().item(), rel=1e-3)
+    assert (point @ slopes > 0.3).all()
+    assert torch.isinf(runs.radius).all()  # what it finds is where a run begins, and no result
+    assert runs.spent.gradients == 20
+
+
+def test_runs_from_there_come_early_and_under_l_1_and_l_2_alone():
+    assert [run.dense for run in newton.further_runs(9, 300, 2.0)[:2]] == [newton.DENSE_BEFORE, 0]
+    assert not any(run.dense for run in newton.further_runs(9, 1000, math.inf))
+    more = [run for run in newton.further_runs(9, 1000, 1.0) if run.dense][1:]
+    assert [run.column for run in more[:3]] == [0, 1, 2]
+    assert {(run.dense, run.steps) for run in more} == {(newton.LONG_DENSE_BEFORE, newton.LONG_STEPS_AFTER)}
+
+
 @pytest.mark.parametrize(("max_iter", "fruitless"), [(299, 2), (300, 2), (350, 4), (600, 14)])
 def test_gradients_allowed_buy_runs_from_elsewhere(max_iter, fruitless):
     """Two classes on a line need 18 + 1 + 16 gradients; what comes after brings nothing."""
@@ -223,10 +248,11 @@ def test_gradients_allowed_buy_runs_from_elsewhere(max_iter, fruitless):
 
 
 @pytest.mark.parametrize(
-    ("max_iter", "spent"), [(1, 1), (2, 2), (10, 10), (20, 20), (29, 20), (30, 30), (35, 35), (45, 45), (69, 45)]
+    ("max_iter", "spent"),
+    [(1, 1), (2, 2), (10, 10), (20, 20), (29, 20), (30, 30), (35, 35), (45, 45), (57, 45), (70, 70)],
 )
 def test_no_more_gradients_are_spent_than_allowed(max_iter, spent):
-    """Ten classes: two are compared before 18 steps, nine before 16, and a run more takes 25."""
+    """Ten classes: two are compared before 18 steps, nine before 16, and more take 25 or 50, or half of it."""
     torch.manual_seed(0)
     network, x = on_device(torch.nn.Linear(30, 10)), on_device(torch.rand(5, 30))
     found = functional.least_distances(network, x, network(x).argmax(1), box=None, max_iter=max_iter)
@@ -264,8 +290,8 @@ def test_a_class_that_is_nearer_than_to_first_order_is_found_in_its_turn(before)
         others = [gain - away for gain, away in zip(gains, estimates, strict=True)]
         return torch.stack([torch.zeros_like(aside), *others[:-1], others[-1] - aside], 1)
 
-    # the runs up to the last class, and no gradient for one from elsewhere
-    spent = 2 + 18 + (before + 1) + 16 + 50 * before + 50 * (before > 1)
+    # the runs up to the last class, among them one from under l_inf, and no gradient for one from elsewhere
+    spent = 2 + 18 + (before + 1) + 16 + 50 + 50 * before + 50 * (before > 1)
     x = on_device(torch.zeros(1, 1000))
     found = functional.least_distances(logits_of, x, class_0(), r=2.0, box=None, max_iter=spent)
     nearest = (math.sqrt(1 + 400 * 0.18) - 1) / 200

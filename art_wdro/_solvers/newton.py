@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Least distances: for every sample the smallest l_r perturbation found that changes its class.
 
-Each sample is searched for on its own. A run ascends the margin towards one class inside a ball whose radius
-follows Newton's rule for the root of phi(radius) = max margin in the ball, with phi' = ||grad margin||_s: too short a
-radius grows by what the linear model lacks, too long a one shrinks (`runs.py`). Runs follow one another, and the
-nearest point of all is kept: towards the class that is nearest to first order, towards whichever class leads at each
-step, from elsewhere, and towards the next nearest classes. Elsewhere is where the way to the nearest sample of another
-class leaves the class, or a random point in the ball found so far; where gradients vanish nothing else helps. A
-sample leaves when no further run is worthwhile for it. The order and the lengths of the runs do not depend on the
-gradients allowed, so that more of them never give a longer distance. Random points come from the number of the run
-alone: no sample depends on its batch, but it does on the samples of other classes that are in the data set.
+Each sample is searched for on its own. A run ascends the margin towards one class inside a ball whose radius follows
+Newton's rule for the root of phi(radius) = max margin in the ball, with phi' = ||grad margin||_s: too short a radius
+grows by what the linear model lacks, too long a one shrinks (`runs.py`). Runs follow one another, and the nearest
+point of all is kept: towards the class that is nearest to first order, under l_1 and l_2 from the end of a short run
+under l_inf, towards whichever class leads at each step, from elsewhere, and towards the next nearest classes. A run
+under l_inf moves every coordinate, however small its slope: where gradients mislead, it comes to another class from a
+side to which the slopes do not point. Elsewhere is where the way to the nearest sample of another class leaves the
+class, or a random point in the ball found so far; where gradients vanish nothing else helps. A sample leaves when no
+further run is worthwhile for it. The order and the lengths of the runs do not depend on the gradients allowed, and
+the last one is broken off where they end, or not begun if it would be over before half of it, so that more of them
+never give a longer distance. Random points come from the number of the run alone: no sample depends on its batch, but
+it does on the samples of other classes that are in the data set.
 """
 
 from __future__ import annotations
@@ -38,6 +41,10 @@ CLASSES = 9
 """Most classes that are compared to first order; further ones rarely are the nearest."""
 FEW_CLASSES = 2
 """Those of them that are compared before the first run."""
+DENSE_BEFORE, STEPS_AFTER = 10, 40
+"""Steps under l_inf to a point that has moved everywhere, and those that go on from it."""
+LONG_DENSE_BEFORE, LONG_STEPS_AFTER = 25, 100
+"""The same of such runs that come after all others, in turn with those from elsewhere."""
 PATIENCE = 2
 """Runs from elsewhere without a gain after which a sample leaves."""
 USUAL = 300
@@ -100,24 +107,38 @@ class _Further(NamedTuple):
     :param steps: Its gradient evaluations a sample.
     :param column: Which of the classes in order it goes along; 0 is whichever leads. None for one from elsewhere.
     :param start: Number of the start elsewhere.
+    :param dense: Steps under l_inf that are taken first, to a point at which it begins.
     """
 
     steps: int
     column: int | None = None
     start: int = 0
+    dense: int = 0
+
+    @property
+    def doubtful(self) -> bool:
+        """Tell whether a few fruitless ones of its kind are enough."""
+        return self.column is None or self.dense == LONG_DENSE_BEFORE
 
 
-def further_runs(columns: int, max_iter: int) -> list[_Further]:
+def further_runs(columns: int, max_iter: int, r: float) -> list[_Further]:
     """Return the runs after the first two in order, more of them than the gradients allow.
 
     :param columns: Classes that are compared to first order.
     :param max_iter: Gradient evaluations a sample, at most.
+    :param r: Exponent of the ground norm.
     """
     along = [_Further(STEPS_OF_A_RUN, column) for column in range(columns)]
     elsewhere = [_Further(STEPS_FROM_ELSEWHERE, None, n) for n in range(RUNS_BEFORE + max_iter // STEPS_FROM_ELSEWHERE)]
-    if columns < 2:
-        return along + elsewhere
-    return along[:2] + elsewhere[:RUNS_BEFORE] + along[2:] + elsewhere[RUNS_BEFORE:]
+    first, later = [], elsewhere[RUNS_BEFORE:]
+    if math.isfinite(r) and columns:
+        first = [_Further(STEPS_AFTER, 0, dense=DENSE_BEFORE)]
+        later = [
+            run
+            for n, other in enumerate(later)
+            for run in (_Further(LONG_STEPS_AFTER, n % columns, dense=LONG_DENSE_BEFORE), other)
+        ]
+    return first + along[:2] + elsewhere[:RUNS_BEFORE] + along[2:] + later
 
 
 class _Newton(Search[NewtonRuns]):
@@ -136,8 +157,8 @@ class _Newton(Search[NewtonRuns]):
         self._columns = min(CLASSES, others)
         self._few = min(FEW_CLASSES, others, max_iter) if others > 1 else 0
         self._patience = PATIENCE + max(0, max_iter - USUAL) // STEPS_FROM_ELSEWHERE
-        self._further = further_runs(self._columns, max_iter)
-        costs = [self._few + FIRST_RUN, self._columns + SECOND_RUN, *(run.steps for run in self._further)]
+        self._further = further_runs(self._columns, max_iter, r)
+        costs = [self._few + FIRST_RUN, self._columns + SECOND_RUN, *(run.dense + run.steps for run in self._further)]
         self._costs = torch.tensor(costs)
         self.notes = {
             "left": torch.full((count,), max_iter),
@@ -165,17 +186,22 @@ class _Newton(Search[NewtonRuns]):
     def begin(self, number: int, rows: Tensor) -> NewtonRuns:
         """Return samples at the beginning of a run."""
         runs = self.batch(rows)
-        left = int(self.notes["left"][rows[0]])
+        left = self.notes["left"][rows]
         if number == FIRST:
             self._begin_first(runs, left)
         elif number == SECOND:
             self._begin_second(runs, left)
         else:
-            steps, column, start = self._further[number - FURTHER]
-            if column is None:
-                runs.set_out(number, steps, None, self._elsewhere(runs, start), AFAR)
+            steps, column, start, dense = self._further[number - FURTHER]
+            target = self._noted("classes", runs)[:, column] if column else None
+            if dense:
+                # on the l_1 ball found before, the largest coordinates are left of the start: sparse, and near a border
+                begin, afresh = runs.moved_everywhere(dense, target), self.r != 1.0
+                runs.set_out(number, steps, target, begin, AFAR, left - dense, afresh)
+            elif column is None:
+                runs.set_out(number, steps, None, self._elsewhere(runs, start), AFAR, left)
             else:
-                runs.set_out(number, steps, self._noted("classes", runs)[:, column] if column else None)
+                runs.set_out(number, steps, target, most=left)
         return runs
 
     def end(self, runs: NewtonRuns) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,7 +209,7 @@ class _Newton(Search[NewtonRuns]):
         runs.finish()
         rows, number = runs.places, runs.number
         self.notes["left"][rows] -= self._costs[number]
-        elsewhere = torch.tensor([False, False, *(run.column is None for run in self._further)])[number]
+        elsewhere = torch.tensor([False, False, *(run.doubtful for run in self._further)])[number]
         gained = (runs.radius < runs.before * (1 - GAIN)).cpu()
         idle = self.notes["idle"][rows] + elsewhere.long()
         self.notes["idle"][rows] = torch.where(elsewhere & gained, 0, idle)
@@ -192,7 +218,7 @@ class _Newton(Search[NewtonRuns]):
     def _samples_of_others(self) -> Pool:
         return Pool.of(self.data, self.samples.labels, self.chosen, OTHERS)
 
-    def _begin_first(self, runs: NewtonRuns, left: int) -> None:
+    def _begin_first(self, runs: NewtonRuns, left: Tensor) -> None:
         """Go along the class that is nearest among few; points of other classes are known from other samples."""
         if self.notes["others"].shape[1]:
             self.notes["others"][runs.places] = self._pool.nearest(runs.x, runs.labels, self.r).cpu()
@@ -204,7 +230,7 @@ class _Newton(Search[NewtonRuns]):
             self.notes["first"][runs.places] = target.cpu()
         runs.set_out(FIRST, FIRST_RUN, target, most=left - self._few)
 
-    def _begin_second(self, runs: NewtonRuns, left: int) -> None:
+    def _begin_second(self, runs: NewtonRuns, left: Tensor) -> None:
         """Go along the class that is nearest among all."""
         leading, classes, estimates = runs.nearest_classes(self._columns)
         nearest = classes[:, 0]
@@ -233,11 +259,15 @@ class _Newton(Search[NewtonRuns]):
         left, idle = self.notes["left"][rows], self.notes["idle"][rows]
         leads, estimates = self.notes["leads"][rows], self.notes["estimates"][rows]
         following = torch.where((number == FIRST) & (left > self._columns), SECOND, ENDED)
-        for next_one, (steps, column, _) in enumerate(self._further, FURTHER):
-            if column is None:
-                wanted = idle < self._patience
-            else:
-                wanted = estimates[:, column] < WORTHWHILE * radius if column else leads
-            wanted &= (number >= SECOND) & (number < next_one) & (left >= steps) & (following == ENDED)
+        for next_one, run in enumerate(self._further, FURTHER):
+            wanted = (number >= SECOND) & (number < next_one) & (following == ENDED)
+            if run.doubtful:
+                wanted &= idle < self._patience
+            if run.column:
+                wanted &= estimates[:, run.column] < WORTHWHILE * radius
+            elif run.column == 0 and not run.dense:
+                wanted &= leads
             following = torch.where(wanted, next_one, following)
-        return following
+        # a later run in its place would begin at other points than after it
+        scarce = (following >= FURTHER) & (2 * left < self._costs[following.clamp(min=0)])
+        return torch.where(scarce, ENDED, following)

@@ -58,7 +58,8 @@ class NewtonRuns(Runs):
         target: Tensor | None = None,
         start: Tensor | None = None,
         scale: Tensor | float = 1.0,
-        most: int | None = None,
+        most: Tensor | None = None,
+        afresh: bool = False,
     ) -> None:
         """Stand at the beginning of a run along one class, or along the leading one.
 
@@ -67,17 +68,19 @@ class NewtonRuns(Runs):
         :param target: The class, (n,), or None.
         :param start: Points to begin at in place of the samples, shaped as these.
         :param scale: What the lengths of steps are multiplied by, a number or one a sample.
-        :param most: Steps after which the run is broken off; None lets it end.
+        :param most: Steps after which the run is broken off, (n,), on the host; None lets it end.
+        :param afresh: Begin with any radius, in place of one below what other runs found.
         """
         count = len(self.x)
         self.number, self.step, self.steps = (torch.full((count,), value) for value in (number, 0, steps))
-        self.last = torch.full((count,), steps if most is None else max(0, min(most, steps)))
+        self.last = self.steps.clone() if most is None else most.clamp(0, steps)
         self.target = torch.full_like(self.labels, LEADING) if target is None else target.clone()
         self.point = (self.x if start is None else start).clone()
         self.scale = torch.ones_like(self.reach) * scale
         self.velocity = torch.zeros_like(self.x)
         self.inside, self.outside = torch.zeros_like(self.reach), torch.full_like(self.reach, torch.inf)
         self.before = self.radius.clone()
+        self.bound = torch.full_like(self.radius, torch.inf) if afresh else self.radius.clone()
 
     def ended(self) -> Tensor:
         """Tell which runs have ended, boolean, (n,), on the host."""
@@ -110,7 +113,9 @@ class NewtonRuns(Runs):
         """Keep the points of another class that are nearer than those found; return the margin that counts as one."""
         excess, certain = self.excess(logits)
         norm = sample_norms(point - self.x, self.r)
-        nearer = (excess > certain) & (norm < self.radius)
+        beyond = excess > certain
+        self.bound = torch.where(beyond & (norm < self.bound), norm, self.bound)
+        nearer = beyond & (norm < self.radius)
         self.radius = torch.where(nearer, norm, self.radius)
         self.nearest = torch.where(per_sample(nearer, point) > 0, point, self.nearest)
         return certain.double()
@@ -129,6 +134,15 @@ class NewtonRuns(Runs):
             shortest = torch.where(nearer, norm, shortest)
             start = torch.where(per_sample(nearer, start) > 0, outside, start)
         return start
+
+    def moved_everywhere(self, steps: int, target: Tensor | None) -> Tensor:
+        """Return the nearest points of a short run under l_inf, which moves all coordinates, or the samples."""
+        runs = NewtonRuns(self.logits_of, self.x, self.labels, torch.inf, self.bounds, self.mask, self.spent)
+        runs.set_out(0, steps, target)
+        for _ in range(steps):
+            runs.advance()
+        runs.finish()
+        return runs.nearest
 
     def random_start(self, number: int) -> Tensor:
         """Return the point of the largest margin among random ones in the ball found so far, or in reach.
@@ -168,7 +182,7 @@ class NewtonRuns(Runs):
         newton = torch.where(slope > 0, norm - margin / slope, norm).nan_to_num()
         shorter = torch.maximum(newton, norm * (1 - shrink))
         longer = torch.maximum(newton, norm * (1 + change))
-        radius = torch.minimum(torch.where(margin > 0, shorter, longer), self.radius * (1 - change))
+        radius = torch.minimum(torch.where(margin > 0, shorter, longer), self.bound * (1 - change))
         middle = (self.inside + self.outside) / 2
         return torch.minimum(radius, torch.where(torch.isinf(self.outside), self.reach, middle))
 

@@ -75,8 +75,8 @@ class WassersteinKnapsack(WassersteinAttack):
         :param batch_size: Samples in one forward and backward pass.
         :param verbose: Show a progress bar over the samples.
         :param search: How least distances are found: "newton" follows Newton's rule for the radius; "stepping-out"
-            takes steps of eps / 4 until the class flips and bisects the last one, which is cheaper and coarser (WDA++
-            of arXiv:2510.10000).
+            takes steps of eps / 4 until the class flips and bisects the last one, which is cheaper and coarser (after
+            WDA++ of arXiv:2510.10000, which chooses the class anew at every step).
         :param compile: Run the network through `torch.compile`, on CUDA as graphs. The first passes of every size of
             batch then take seconds to minutes, the others less than without (docs/performance.md says when it pays).
         :raises EstimatorError: If `estimator` is no `PyTorchClassifier`.
