@@ -24,7 +24,7 @@ class Setting(NamedTuple):
 
     :param data: Name of its images in `DATA`.
     :param eps: Budget.
-    :param images: Images of an epoch, a random part of the training set.
+    :param images: Images of an epoch, one random part of the training set for all cells.
     :param epochs: Number of epochs.
     :param batch: Images in a minibatch.
     :param rate: First learning rate, which falls to 0 along a cosine, step by step.

@@ -9,8 +9,8 @@
 DIR is as for networks/robust.py. Every cell, one method, one value of its knob and one seed, is kept in runs/frontier
 as soon as it is done; a run that is stopped goes on where it was. `--shard 0/3`, `1/3` and `2/3` share the cells among
 three processes, and `--minutes` begins no cell after so many. All methods have the same network to start from, the same
-images in the same order, the same optimiser and cycle, and at most 10 gradient evaluations a sample in the inner
-problem; every training gives two points, its last weights and their average.
+images, in the same order with the same seed, the same optimiser and cycle, and at most 10 gradient evaluations a sample
+in the inner problem; every training gives two points, its last weights and their average.
 """
 
 from __future__ import annotations
