@@ -96,6 +96,7 @@ METHODS: dict[str, Method] = {
     "ARMOR_D": Method(
         ARMORTraining, {**POINTWISE, "beta": 12.0}, values("divergence", 0.02, 0.1) | values("radius", 1.5)
     ),
+    "AT, W_2": Method(AdversarialTraining, {"path": LONGER}, values("radius", 1.5, 1, 2)),
     "margin, CE": Method(KnapsackTraining, {}, values("beta", 3, 1.5, 6, 12)),
     "margin, held": Method(HeldMargin, {"beta": 3.0}, values("points", 0, 1, 2)),
     "margin-AWP": Method(MARGIN, {"weight_perturbation": PERTURBED}, values("beta", 6, 3, 12)),
