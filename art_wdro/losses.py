@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
     Source: Croce, Hein, 2020, arXiv:2003.01690, equation (6).
     """
-    return margins(logits, labels) / _spread(logits)
+    return _ratio(logits, labels, rectified=False)
 
 
 def redlr(logits: Tensor, labels: Tensor) -> Tensor:
@@ -82,8 +82,7 @@ def redlr(logits: Tensor, labels: Tensor) -> Tensor:
 
     Source: Bai, He, Jiang, Obloj, 2023, arXiv:2306.09844, section 5.
     """
-    loss = dlr(logits, labels)
-    return torch.where(loss < 0, loss, 0.0)
+    return _ratio(logits, labels, rectified=True)
 
 
 def dlr_towards_target(logits: Tensor, labels: Tensor) -> Tensor:
@@ -108,6 +107,54 @@ def redlr_towards_target(logits: Tensor, labels: Tensor) -> Tensor:
     """
     gain = dlr_towards_target(logits, labels)
     return torch.where(gain < 0, gain, 0.0)
+
+
+def _ratio(logits: Tensor, labels: Tensor, rectified: bool) -> Tensor:
+    """Compute DLR or ReDLR, whose gradient has a closed form if there are three classes."""
+    if logits.shape[1] < 3 or not (logits.requires_grad and torch.is_grad_enabled()):
+        return _plain_ratio(logits, labels, rectified)
+    found: Tensor = _Ratio.apply(logits, labels, rectified)
+    return found
+
+
+def _plain_ratio(logits: Tensor, labels: Tensor, rectified: bool) -> Tensor:
+    loss = margins(logits, labels) / _spread(logits)
+    return torch.where(loss < 0, loss, 0.0) if rectified else loss
+
+
+class _Ratio(torch.autograd.Function):
+    """The ratio with its gradient in closed form, which takes a third of the launches of automatic differentiation."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, rectified: bool) -> Tensor:
+        values, classes = logits.topk(3, dim=1)
+        first = classes[:, 0] == labels
+        own, other = logits.gather(1, labels[:, None])[:, 0], torch.where(first, values[:, 1], values[:, 0])
+        rival = torch.where(first, classes[:, 1], classes[:, 0])
+        spread = values[:, 0] - values[:, 2]
+        divisor = spread.clamp(min=DENOMINATOR_FLOOR)
+        found = (other - own) / divisor
+        slope = divisor.reciprocal()
+        if rectified:
+            below = found < 0
+            found, slope = torch.where(below, found, 0.0), slope * below
+        ctx.save_for_backward(logits, labels)
+        ctx.rectified = rectified
+        ctx.known = torch.stack([rival, labels], 1), classes[:, ::2], slope, found, spread
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        logits, labels = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody will differentiate the gradient
+            plain = _plain_ratio(logits, labels, ctx.rectified)
+            return torch.autograd.grad(plain, logits, gradients[0], create_graph=True)[0], None, None
+        pair, ends, slope, found, spread = ctx.known
+        by_gap = gradients[0] * slope
+        by_spread = by_gap * found * (spread >= DENOMINATOR_FLOOR)
+        # one after the other, as no class comes twice in a pair: on a GPU the order of sums would be left to chance
+        gradient = torch.zeros_like(logits).scatter_(1, pair, torch.stack([by_gap, -by_gap], 1))
+        return gradient.scatter_add_(1, ends, torch.stack([-by_spread, by_spread], 1)), None, None
 
 
 def _spread(logits: Tensor) -> Tensor | float:

@@ -24,6 +24,9 @@ from art_wdro._reproduction.machine import machine
 torch.set_num_threads(1)
 # and so do those of the programs that tests start, and of the workers of pytest-xdist
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# 10 bits of TF32 would need tolerances of 1e-3, and sums in any order would repeat no bits
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cudnn.deterministic = True
 # the first example pays for imports and thread pools, which says nothing about the code
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
@@ -31,7 +34,7 @@ settings.load_profile("unhurried")
 
 DEVICES = {"cpu": "cpu", "cuda": "gpu"}
 """Devices that tests may run on, and what ART calls them."""
-DEVICE = "cpu"
+DEVICE = os.environ.get("ART_WDRO_TESTS_ON", "cpu")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,16 +43,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take the device before any test does."""
+    """Take the device before any test does; processes that tests start find it in the environment."""
     global DEVICE  # noqa: PLW0603
-    DEVICE = config.getoption("--device")
+    DEVICE = os.environ["ART_WDRO_TESTS_ON"] = config.getoption("--device")
     if DEVICE == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device is cuda, and torch sees none")
 
 
-def on_device(array: np.ndarray) -> torch.Tensor:
-    """An array as a tensor where the networks lie."""
-    return torch.from_numpy(array).to(DEVICE)
+def on_device(value: np.ndarray | torch.Tensor | nn.Module):
+    """An array (as a tensor), a tensor or a network where the networks lie."""
+    return (torch.from_numpy(value) if isinstance(value, np.ndarray) else value).to(DEVICE)
+
+
+def on_host(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as an array, from wherever it lies."""
+    return tensor.detach().cpu().numpy()
+
+
+def on_cpu_alone(reason: str) -> pytest.MarkDecorator:
+    """Mark tests of what is no matter of a GPU."""
+    return pytest.mark.skipif(DEVICE != "cpu", reason=reason)
 
 
 def pytest_report_header() -> str:

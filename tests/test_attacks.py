@@ -39,7 +39,18 @@ from art_wdro._solvers.passes import Passes
 from art_wdro._storage.arrays import Rows
 from art_wdro._threat.threat import Threat
 from art_wdro.losses import attack_objective
-from tests.conftest import BUDGETS, NORMS, ORDERS, Problem, digits, dual, linear_problem, make_classifier, on_device
+from tests.conftest import (
+    BUDGETS,
+    NORMS,
+    ORDERS,
+    Problem,
+    digits,
+    dual,
+    linear_problem,
+    make_classifier,
+    on_device,
+    on_host,
+)
 
 THREATS = list(itertools.product(ORDERS, NORMS))
 
@@ -55,7 +66,7 @@ def negative_label_logit(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 
 
 def weights(problem: Problem) -> np.ndarray:
-    return problem.classifier.model[-1].weight.detach().double().numpy()
+    return on_host(problem.classifier.model[-1].weight).astype(np.float64)
 
 
 # --- closed forms -----------------------------------------------------------------------------------------------
@@ -85,7 +96,7 @@ def test_equals_a_slow_reference(p, norm, clip_values):
     problem = linear_problem(clip_values=clip_values)
     eps, steps = BUDGETS[norm], 7
     alpha = 1.875 * eps / steps
-    w, b = weights(problem), problem.classifier.model[-1].bias.detach().double().numpy()
+    w, b = weights(problem), on_host(problem.classifier.model[-1].bias).astype(np.float64)
     x = problem.x.astype(np.float64)
     s = dual(norm)
     q = 1.0 if math.isinf(p) else p / (p - 1)
@@ -479,7 +490,7 @@ def test_a_sample_with_infinite_gradient_does_not_reach_the_others(linear, norm)
         """Has the gradient inf where a sample's first coordinate is 0."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return linear.classifier.model(x) + x[:, :1].sqrt() * torch.arange(5.0)
+            return linear.classifier.model(x) + x[:, :1].sqrt() * torch.arange(5.0, device=x.device)
 
     x = linear.x.copy()
     x[3, 0] = 0
@@ -597,7 +608,7 @@ def test_flat_samples_are_left_out_and_the_iterates_stay_the_same(digits_classif
 
     x, y = (on_device(part[:90]) for part in digits()[1])
     eps = 3 * BUDGETS[norm]
-    box = torch.tensor(0.0), torch.tensor(1.0)
+    box = on_device(torch.tensor(0.0)), on_device(torch.tensor(1.0))
     passes = {objective: Passes(digits_classifier.model.eval()) for objective in (Objective, Dense)}
     results = {}
     for objective, logits_of in passes.items():
@@ -621,7 +632,7 @@ def test_flat_samples_are_left_out_and_the_iterates_stay_the_same(digits_classif
 
 
 def test_the_preprocessing_that_does_nothing_is_left_out():
-    x = torch.rand(3, 30)
+    x = on_device(torch.rand(3, 30))
     plain, shifted = linear_problem().classifier, linear_problem(preprocessing=(0.5, 0.2)).classifier
     assert plain.preprocessing_operations
     assert preprocessing(plain, training=False)(x) is x

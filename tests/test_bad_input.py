@@ -203,7 +203,7 @@ def test_output_that_is_no_logits():
 def test_output_that_is_not_differentiable():
     class Constant(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.eye(5)[: len(x)]
+            return torch.eye(5, device=x.device)[: len(x)]
 
     with pytest.raises(ValueError, match="the classifier's logits do not depend differentiably on x"):
         WassersteinPGD(make_classifier(Constant(), (30,), 5), verbose=False).generate(X)

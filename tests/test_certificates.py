@@ -43,7 +43,7 @@ from art_wdro._bounds.operator_norms import JacobianNorms, lipschitz_constants, 
 from art_wdro._bounds.tracing import graph_of
 from art_wdro._threat.norms import dual_exponent
 from art_wdro.certificates._loss import _rings
-from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier, on_device
+from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier, on_device, on_host
 
 ACTIVATIONS = {
     "relu": nn.ReLU(),
@@ -345,7 +345,7 @@ def test_radii_of_a_linear_model_are_its_distances(norm):
     rows = torch.arange(len(y))
     slopes = torch.linalg.vector_norm(weight[y][:, None] - weight[None], dual_exponent(norm), dim=2)
     ratio = ((logits[rows, y, None] - logits) / slopes).nan_to_num(nan=math.inf)
-    expected = ratio.amin(1).clamp(min=0).numpy()  # without a box, which can only help
+    expected = on_host(ratio.amin(1).clamp(min=0))  # without a box, which can only help
     radii = certified_radii(classifier, x, y, norm)
     knapsack = WassersteinKnapsack(classifier, p=2, norm=norm, eps=0.1, verbose=False)
     knapsack.generate(x, y)
@@ -475,7 +475,7 @@ def test_preprocessing_batch_norm_and_parametrised_weights_are_part_of_the_netwo
     model[1].running_var.fill_(0.25)
     mean, std = np.full(4, 0.5, np.float32), np.full(4, 0.2, np.float32)
     classifier = make_classifier(model, (4,), 3, preprocessing=(mean, std))
-    first, second = model[0].weight.detach().double(), model[3].weight.detach().double()
+    first, second = (model[place].weight.detach().cpu().double() for place in (0, 3))
     bound = lipschitz_certificate(classifier, norm=2)
     assert bound.exact
     patterns = itertools.product((0.0, 1.0), repeat=4)  # an affine map onto a box of all signs: every cell is met

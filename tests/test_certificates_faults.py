@@ -30,7 +30,7 @@ from art_wdro.certificates._problem import why_uncertified
 from tests import rank_worker
 from tests.conftest import NORMS, make_classifier, on_device
 from tests.test_certificates import Forward, class_pairs, dense, linear_layer, unit_box, whole
-from tests.test_ranks import ROOT, torchrun
+from tests.test_ranks import GLOO, ROOT, torchrun
 
 
 def samples(classifier, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +112,8 @@ from torch import nn
 from art_wdro import certified_radii, lipschitz_certificate, loss_certificate
 from tests.conftest import make_classifier
 classes = int(sys.argv[1])
-classifier = make_classifier(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, classes)), (8,), classes)
+model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, classes))
+classifier = make_classifier(model, (8,), classes, device_type="cpu")
 x = np.random.default_rng(0).uniform(size=(2, 8)).astype(np.float32)
 y = classifier.predict(x).argmax(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -178,8 +179,8 @@ def spoiled(layer: nn.Module, name: str, value: float) -> nn.Module:
 def around(*layers: nn.Module) -> nn.Module:
     """Layers, and a linear one that puts out three logits."""
     torch.manual_seed(0)
-    body = nn.Sequential(*layers, nn.Flatten()).eval()
-    return nn.Sequential(body, nn.Linear(body(torch.zeros(1, *SHAPE)).shape[1], 3)).eval()
+    body = on_device(nn.Sequential(*layers, nn.Flatten()).eval())
+    return nn.Sequential(body, nn.Linear(body(on_device(torch.zeros(1, *SHAPE))).shape[1], 3)).eval()
 
 
 def functional(function) -> nn.Module:
@@ -306,9 +307,9 @@ def test_a_bias_takes_no_digits_of_the_weights(scale, norm):
 @pytest.mark.parametrize("function", [lambda x, c: x + c, lambda x, c: x - c, lambda x, c: c - x])
 def test_a_constant_may_be_larger_than_what_it_is_added_to(function, constant):
     torch.manual_seed(0)
-    layers = nn.Linear(2, 1), nn.Linear(3, 3)
+    layers, constant = (nn.Linear(2, 1), nn.Linear(3, 3)), on_device(constant)
     classifier = make_classifier(Forward(lambda x, a, b: b(function(a(x), constant)), *layers), (2,), 3)
-    sums = class_pairs(3) @ layers[1].weight.double().sum(1)
+    sums = class_pairs(3) @ layers[1].weight.cpu().double().sum(1)
     expected = (sums.abs().max() * torch.linalg.vector_norm(layers[0].weight)).item()
     assert lipschitz_certificate(classifier, norm=2) == pytest.approx((expected, expected, True), rel=1e-6)
     x, y = samples(classifier)
@@ -419,7 +420,7 @@ def hold(model: nn.Module, shape: tuple[int, ...], kwargs: dict, norm: float, rn
     exact = copy.deepcopy(model).double()
 
     def logits(points: np.ndarray) -> torch.Tensor:
-        return exact(torch.as_tensor(points, dtype=torch.float64))
+        return exact(on_device(torch.as_tensor(points, dtype=torch.float64))).cpu()
 
     for place in np.flatnonzero(radii):
         step = rng.choice([-1.0, 0.0, 1.0], (100, *shape)) * rng.uniform(size=(100, *[1] * len(shape)))
@@ -429,7 +430,7 @@ def hold(model: nn.Module, shape: tuple[int, ...], kwargs: dict, norm: float, rn
         found = logits(points).detach()
         behind = found - found[:, [y[place]]]
         assert (behind <= 1e-9 * found.abs().amax(1, keepdim=True)).all()
-        rounded = on_device(classifier.predict(points.astype(np.float32).clip(*classifier.clip_values)))
+        rounded = torch.from_numpy(classifier.predict(points.astype(np.float32).clip(*classifier.clip_values)))
         assert torch.isfinite(rounded).all()
         behind = rounded - rounded[:, [y[place]]]
         assert (behind <= 1e-4 * rounded.abs().amax(1, keepdim=True)).all()
@@ -438,7 +439,7 @@ def hold(model: nn.Module, shape: tuple[int, ...], kwargs: dict, norm: float, rn
     assert 0 <= ends.lower <= ends.upper
     local = lipschitz_certificate(classifier, x, 0.1, norm, seconds=math.inf, branches=20)
     assert (local.lower <= local.upper).all()
-    points = on_device(rng.uniform(low, high, size=(50, *shape))).requires_grad_()
+    points = torch.from_numpy(rng.uniform(low, high, size=(50, *shape))).requires_grad_()
     out = logits(points)
     gradients = [torch.autograd.grad(z.sum(), points, retain_graph=True)[0].flatten(1) for z in out.unbind(1)]
     steepest = torch.linalg.vector_norm(class_pairs(3) @ torch.stack(gradients, 1), dual_exponent(norm), dim=2)
@@ -451,8 +452,8 @@ def hold(model: nn.Module, shape: tuple[int, ...], kwargs: dict, norm: float, rn
         assert found.clean <= found.bound <= min(found.by_lipschitz, found.by_radii)
         if math.isinf(p):
             found_logits = logits(rng.uniform(low, high, size=x.shape)).detach()
-            own = found_logits.gather(1, on_device(y)[:, None])
-            margins = (found_logits - own).scatter(1, on_device(y)[:, None], -math.inf).amax(1)
+            own = found_logits.gather(1, torch.from_numpy(y)[:, None])
+            margins = (found_logits - own).scatter(1, torch.from_numpy(y)[:, None], -math.inf).amax(1)
             assert margins.mean() <= found.bound + 1e-9 * found_logits.abs().max()
 
 
@@ -483,7 +484,7 @@ def drawn_layer(rng: np.random.Generator) -> nn.Module:
         return pick(nn.ReLU(), nn.ReLU6(), nn.GELU(), nn.SiLU(), nn.Tanh(), nn.Sigmoid(), softplus, hardtanh, leaky)
 
     def constant() -> nn.Module:
-        value = pick(-2.0, 0.0, 1e30, -1e-30, math.inf, torch.tensor([-1.0, 2.0]).view(2, 1, 1))
+        value = pick(-2.0, 0.0, 1e30, -1e-30, math.inf, on_device(torch.tensor([-1.0, 2.0]).view(2, 1, 1)))
         return Forward(pick(lambda x: x * value, lambda x: x / value, lambda x: x + value, lambda x: value - x))
 
     def residual() -> nn.Module:
@@ -503,6 +504,7 @@ def test_odd_networks_get_certificates_that_hold_or_are_refused(seed, norm):
 
 
 @pytest.mark.slow
+@GLOO
 def test_a_rank_without_samples_has_the_figures_of_the_whole(tmp_path):
     """The second of three ranks has none; the constants that the ranks give differ, and the least counts."""
     done = torchrun(tmp_path, 3, "certificates")

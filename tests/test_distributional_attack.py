@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from art_wdro import WassersteinDistributionalAttack, WassersteinKnapsack, adversarial_accuracy, knapsack_accuracy
 from art_wdro._threat.norms import sample_norms
-from tests.conftest import BUDGETS, NORMS, digits, dual, linear_problem, on_device
+from tests.conftest import BUDGETS, NORMS, digits, dual, linear_problem, on_host
 
 
 def lengths(x, adversarial, r):
-    return sample_norms(on_device(adversarial).double() - on_device(x).double(), r).numpy()
+    return sample_norms(torch.from_numpy(adversarial).double() - torch.from_numpy(x).double(), r).numpy()
 
 
 def exact_distances(problem, r):
     """The least distances of a linear model without a box: least margin over dual norm."""
     layer = problem.classifier.model[1]
-    weight, bias = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
+    weight, bias = (on_host(part).astype(np.float64) for part in (layer.weight, layer.bias))
     logits = problem.x.astype(float) @ weight.T + bias
     own = logits[np.arange(len(problem.y)), problem.y]
     s = dual(r)

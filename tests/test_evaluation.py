@@ -307,8 +307,8 @@ def test_vanishing_gradients_are_noticed(linear):
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             # one in ten samples saturates
-            steep = torch.where(torch.arange(len(x)) % 10 == 0, 1e4, 1.0)[:, None]
-            return torch.tanh(steep * self.inner(x)) + 3 * torch.arange(5)
+            steep = torch.where(torch.arange(len(x), device=x.device) % 10 == 0, 1e4, 1.0)[:, None]
+            return torch.tanh(steep * self.inner(x)) + 3 * torch.arange(5, device=x.device)
 
     x, y = linear.x, np.full(len(linear.x), 4)
     assert any("have no gradient" in text for text in warned(make_classifier(Saturated(), (30,), 5), x, y))
@@ -386,7 +386,7 @@ def test_bounds_follow_their_formula(digits_classifier, norm, loss):
     eps = {1.0: 0.2, 2.0: 0.05, np.inf: 0.01}[norm]
     found = accuracy_bounds(digits_classifier, x, y, norm=norm, eps=eps, loss=loss)
     with torch.no_grad():
-        z = digits_classifier.model.eval()(on_device(x)).double()
+        z = digits_classifier.model.eval()(on_device(x)).cpu().double()
     hit = z.argmax(1).numpy() == y
     top = z.sort(dim=1, descending=True).values
     if loss == "ce":
@@ -398,7 +398,7 @@ def test_bounds_follow_their_formula(digits_classifier, norm, loss):
     gap = missed - losses.mean()
     attack = WassersteinFGM(digits_classifier, norm=norm, eps=eps, loss=loss, verbose=False)
     with torch.no_grad():
-        z = digits_classifier.model.eval()(on_device(attack.generate(x, y))).double()
+        z = digits_classifier.model.eval()(on_device(attack.generate(x, y))).cpu().double()
     left = z.argmax(1).numpy() == y
     top = z.sort(dim=1, descending=True).values
     after = (z.logsumexp(1) - z[range(150), y]).numpy()
@@ -494,13 +494,15 @@ def test_the_nearest_points_are_kept_and_those_that_a_search_missed_are_counted(
     """Of samples left of a border at 1/2, and one beyond it."""
     layer = nn.Linear(1, 2)
     layer.weight.data, layer.bias.data = torch.tensor([[0.0], [1.0]]), torch.tensor([0.5, 0.0])
-    x = torch.tensor([[0.25], [0.375], [0.75]])
-    case = Case(make_classifier(layer, (1,), 2), x, torch.zeros(3, dtype=torch.int64), 2.0, math.inf, 0.375, 8)
+    x = on_device(torch.tensor([[0.25], [0.375], [0.75]]))
+    case = Case(
+        make_classifier(layer, (1,), 2), x, on_device(torch.zeros(3, dtype=torch.int64)), 2.0, math.inf, 0.375, 8
+    )
     pool = Pool(case)
-    nearest = torch.tensor([[0.625], [0.75], [0.75]])
+    nearest = on_device(torch.tensor([[0.625], [0.75], [0.75]]))
     pool.search(nearest)
     assert pool.elsewhere == 0
-    pool.search(torch.tensor([[1.0], [0.7525], [0.75]]))  # twice as far, and a little less than 1 %
+    pool.search(on_device(torch.tensor([[1.0], [0.7525], [0.75]])))  # twice as far, and a little less than 1 %
     assert pool.elsewhere == 1
     assert pool.distances.tolist() == [0.375, 0.375, 0.0]
     assert torch.equal(pool.nearest, nearest)

@@ -105,7 +105,9 @@ def test_one_samples_nan_stays_its_own(value, gradient, norm, p, loss):
     assert (found[others] != x[others]).any()
     if gradient:  # as if the loss were flat at that sample
         flat = lambda logits, labels: torch.where(  # noqa: E731
-            torch.arange(len(logits)) == 7, logits.sum(1) * 0.0, attack_objective(loss)(logits, labels)
+            torch.arange(len(logits), device=logits.device) == 7,
+            logits.sum(1) * 0.0,
+            attack_objective(loss)(logits, labels),
         )
         poisoned.marker = -1.0
         reference = WassersteinPGD(problem.classifier, p=p, norm=norm, eps=0.05, loss=flat, max_iter=4, verbose=False)

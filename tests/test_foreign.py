@@ -35,7 +35,7 @@ from art_wdro._host import classifier as host
 from art_wdro._host.doubts import disagreement
 from art_wdro._host.inputs import as_inputs
 from art_wdro._host.precision import in_precision
-from tests.conftest import digits, linear_problem, make_classifier, on_device, same, weights
+from tests.conftest import digits, linear_problem, make_classifier, on_device, on_host, same, weights
 
 ATTACKS = (WassersteinPGD, WassersteinFGM, WassersteinKnapsack, WassersteinDistributionalAttack)
 
@@ -285,8 +285,8 @@ def test_other_outputs_are_named(wrap):
 def test_networks_of_other_number_formats_are_taken(dtype):
     problem = linear_problem()
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(30, 5)).to(dtype)
-    y = model(on_device(problem.x).to(dtype)).float().argmax(1).numpy()
+    model = on_device(nn.Sequential(nn.Flatten(), nn.Linear(30, 5)).to(dtype))
+    y = on_host(model(on_device(problem.x).to(dtype)).float().argmax(1))
     classifier = make_classifier(model, (30,), 5)
     attack = WassersteinKnapsack(classifier, eps=0.05, max_iter=30, verbose=False)
     assert attack.generate(problem.x, y).dtype == np.float32
@@ -366,10 +366,11 @@ def test_half_precision_holds_on_any_scale_of_the_logits(scale, precision):
 
 def test_every_sample_has_a_gradient_of_its_own_scale_in_float16():
     problem = linear_problem()
-    network, x, weights = problem.classifier.model, on_device(problem.x), torch.logspace(-6, 6, len(problem.x))
+    network, x = problem.classifier.model, on_device(problem.x)
+    weights = torch.logspace(-6, 6, len(x), device=x.device)
     gradients = []
     for precision in ("float16", "float32"):
-        function = in_precision(network, network, precision, torch.device("cpu"))
+        function = in_precision(network, network, precision, x.device)
         point = x.clone().requires_grad_()
         (weights * function(point)[:, 0]).sum().backward()
         gradients.append(point.grad / weights[:, None])

@@ -13,7 +13,7 @@ import art_wdro
 from art_wdro import WassersteinKnapsack, WassersteinPGD, evaluation, functional, knapsack_accuracy, sensitivity
 from art_wdro.attacks import _knapsack, _pgd
 from art_wdro.evaluation import _first_order
-from tests.conftest import BUDGETS, NORMS, digits, on_device
+from tests.conftest import BUDGETS, NORMS, digits, on_device, on_host
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_w_pgd_is_the_attack(problem, p, r):
     classifier, model, x, y = problem
     attack = WassersteinPGD(classifier, p=p, norm=r, eps=BUDGETS[r], max_iter=5, verbose=False)
     found = functional.w_pgd(model, x, y, p=p, r=r, eps=BUDGETS[r], steps=5)
-    np.testing.assert_allclose(found.numpy(), attack.generate(x, y), atol=1e-6)
+    np.testing.assert_allclose(on_host(found), attack.generate(x, y), atol=1e-6)
 
 
 @pytest.mark.parametrize("r", NORMS)
@@ -37,8 +37,8 @@ def test_least_distances_and_the_knapsack_are_the_attack(problem, r):
     attack = WassersteinKnapsack(classifier, norm=r, eps=BUDGETS[r], max_iter=30, verbose=False)
     attack.generate(x, y)
     distances, points, gradients = functional.least_distances(model, x, y, r=r, max_iter=30)
-    np.testing.assert_allclose(distances, attack.distances_, rtol=1e-4)
-    np.testing.assert_allclose(points, attack.nearest_, atol=1e-5)
+    np.testing.assert_allclose(on_host(distances), attack.distances_, rtol=1e-4)
+    np.testing.assert_allclose(on_host(points), attack.nearest_, atol=1e-5)
     assert gradients / len(x) == pytest.approx(attack.gradients_)
     filling = functional.knapsack(distances, BUDGETS[r], p=2)
     assert filling.accuracy == float(filling) == knapsack_accuracy(distances, BUDGETS[r], 2)

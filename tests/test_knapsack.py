@@ -19,7 +19,7 @@ from art_wdro import WassersteinKnapsack, WassersteinPGD, adversarial_accuracy, 
 from art_wdro._threat.geometry import project_in_box, project_on_balls
 from art_wdro._threat.knapsack import ROUNDING, knapsack
 from art_wdro._threat.norms import sample_norms
-from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier
+from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier, on_device, on_host
 
 DISTANCES = st.lists(st.one_of(st.just(0.0), st.floats(0.1, 10), st.just(math.inf)), min_size=1, max_size=8)
 
@@ -130,7 +130,7 @@ def test_projection_in_a_box(norm):
 def closed_form(problem, norm: float) -> np.ndarray:
     """Least distance to another class of a linear model, inside the box, in float64."""
     layer = problem.classifier.model[-1]
-    w, b = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
+    w, b = (on_host(part).astype(np.float64) for part in (layer.weight, layer.bias))
     found = np.full(len(problem.x), np.inf)
     for i, (x, y) in enumerate(zip(problem.x.astype(float), problem.y, strict=True)):
         scores = w @ x + b
@@ -232,7 +232,7 @@ def test_distances_do_not_depend_on_the_scale_of_the_logits(norm, change):
             return change(self.inner(x))
 
     model = Changed()
-    classes = model(torch.zeros(1, 30)).shape[1]
+    classes = model(on_device(torch.zeros(1, 30))).shape[1]
     attack = WassersteinKnapsack(make_classifier(model, (30,), classes), norm=norm, max_iter=100, verbose=False)
     attack.generate(problem.x, problem.y)
     exact = closed_form(problem, norm)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescent
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -54,6 +54,30 @@ def test_redlr_is_flat_on_misclassified_samples(logits):
     labels = torch.from_numpy(logits.argmin(axis=1))
     ReDLRLoss(reduction="sum")(tensor, labels).backward()
     assert not tensor.grad.any()
+
+
+@given(LOGITS, st.integers(0, 2))
+@pytest.mark.parametrize("loss", [DLRLoss, ReDLRLoss])
+def test_gradients_are_those_of_automatic_differentiation(loss, logits, label):
+    labels, given_slopes = torch.full((len(logits),), label), torch.linspace(-1, 2, len(logits)).double()
+    tensor = torch.from_numpy(logits).requires_grad_()
+    losses = loss(reduction="none")(tensor, labels)
+    top = tensor.topk(3, dim=1).values
+    assume(bool((top[:, 0] - top[:, 2] > 2e-6).all()))  # there is a kink at 1e-6
+    others = tensor.scatter(1, labels[:, None], -torch.inf).amax(1)
+    expected = (others - tensor[:, label]) / (top[:, 0] - top[:, 2]).clamp(min=1e-6)
+    if loss is ReDLRLoss:
+        expected = expected.clamp(max=0.0)
+    torch.testing.assert_close(losses, expected)
+    (found,) = torch.autograd.grad(losses, tensor, given_slopes, retain_graph=True)
+    (wanted,) = torch.autograd.grad(expected, tensor, given_slopes)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("loss", [DLRLoss(reduction="sum"), ReDLRLoss(reduction="sum")])
+def test_losses_can_be_differentiated_twice(loss):
+    logits = torch.tensor([[4.0, 1.0, 0.5], [0.0, 3.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda z: loss(z, torch.tensor([0, 0])), logits)
 
 
 def test_a_tie_counts_as_misclassified():

@@ -19,7 +19,7 @@ from art_wdro._solvers.boundary import boundary
 from art_wdro._threat.knapsack import knapsack
 from art_wdro._threat.norms import dual_exponent
 from art_wdro.trainers._dual import RunningThresholds, dual_accuracy, hinge_loss, slopes_of_hinges
-from tests.conftest import NORMS, ORDERS, digits, linear_problem, make_classifier, on_device, same, weights
+from tests.conftest import NORMS, ORDERS, digits, linear_problem, make_classifier, on_device, on_host, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 FIGURES = {
@@ -90,7 +90,7 @@ def test_boundary_points_stay_in_the_box_and_bound_the_distance_from_above():
     x, y = on_device(problem.x), on_device(problem.y)
     layer = problem.classifier.model[-1]
     expected = linear_distances(layer.weight.detach().double(), layer.bias.detach().double(), x.double(), y, math.inf)
-    box = torch.tensor(0.0), torch.tensor(1.0)
+    box = on_device(torch.tensor(0.0)), on_device(torch.tensor(1.0))
     found = boundary(problem.classifier.model, x, y, math.inf, reach=0.3, max_iter=10, box=box)
     assert (found.x >= 0).all()
     assert (found.x <= 1).all()
@@ -216,9 +216,9 @@ def test_one_minibatch_is_the_objective():
             weight *= 2.5  # so that the largest weight holds for half of the margins
     classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
     x, y = on_device(problem.x), on_device(problem.y)
-    box = torch.tensor(0.0), torch.tensor(1.0)
+    box = on_device(torch.tensor(0.0)), on_device(torch.tensor(1.0))
     found = boundary(model, x, y, math.inf, reach=1.3 * 2 * 0.05, max_iter=6, box=box)
-    whole = found.distances.numpy()
+    whole = on_host(found.distances)
     taus = [knapsack(whole, 0.025, 2.0).threshold, knapsack(whole, 0.05, 2.0).threshold]
     value = np.mean([(1 - (found.distances / tau).clamp(max=1.0) ** 2).mean().item() for tau in taus])
     for budget, tau in zip((0.025, 0.05), taus, strict=True):
@@ -226,7 +226,7 @@ def test_one_minibatch_is_the_objective():
         assert 1 - (budget / tau) ** 2 - hinge == pytest.approx(knapsack_accuracy(whole, budget, 2), abs=1e-9)
     logits = model(found.x)
     margins = logits.scatter(1, y[:, None], -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
-    of_margins = torch.zeros(len(x), dtype=torch.float64)
+    of_margins = torch.zeros_like(found.distances)
     for tau in taus:
         near = (found.distances > 0) & (found.distances < tau)
         assert 5 < near.sum() < 54
@@ -241,9 +241,7 @@ def test_one_minibatch_is_the_objective():
     assert record["tau"] == taus[-1]
     assert record["margin_loss"] == pytest.approx(value, rel=1e-5)
     assert record["loss"] == pytest.approx(clean_loss + 1.5 * value, rel=1e-5)
-    assert record["train_adversarial_accuracy"] == pytest.approx(
-        knapsack_accuracy(found.distances.numpy(), 0.05, 2), abs=1e-6
-    )
+    assert record["train_adversarial_accuracy"] == pytest.approx(knapsack_accuracy(whole, 0.05, 2), abs=1e-6)
     for name, weight in expected.items():
         torch.testing.assert_close(dict(model.named_parameters())[name].detach(), weight, atol=1e-5, rtol=1e-4)
 

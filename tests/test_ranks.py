@@ -27,9 +27,10 @@ from art_wdro import WassersteinMarginTrainer, _ranks, sharded
 from art_wdro.trainers._modes import Modes
 from art_wdro.trainers._update import Updates
 from tests import rank_worker
-from tests.conftest import make_classifier
+from tests.conftest import make_classifier, on_cpu_alone, on_device
 
 ROOT = Path(__file__).parent.parent
+GLOO = on_cpu_alone("the ranks of one machine speak by gloo, which gathers on the CPU alone")
 
 
 CASES = {2: ("attack", "train", "refused", "resume", "recipe"), 3: ("attack", "train", "weighted")}
@@ -75,6 +76,7 @@ def alone() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@GLOO
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_attacks_on_shards_equal_the_attack_on_all(job, alone, ranks):
     found = job(ranks)["attack"]
@@ -91,6 +93,7 @@ def test_attacks_on_shards_equal_the_attack_on_all(job, alone, ranks):
 
 
 @pytest.mark.slow
+@GLOO
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_training_over_ranks_equals_training_alone(job, ranks):
     found = job(ranks)["train"]
@@ -105,6 +108,7 @@ def test_training_over_ranks_equals_training_alone(job, ranks):
 
 
 @pytest.mark.slow
+@GLOO
 def test_a_recipe_over_ranks_equals_that_alone(job):
     """Averaged and perturbed weights, a cycle by minibatch, augmentation; random ones agree over the ranks."""
     found = job(2)["recipe"]
@@ -126,6 +130,7 @@ def test_a_recipe_over_ranks_equals_that_alone(job):
 
 
 @pytest.mark.slow
+@GLOO
 def test_class_weights_and_soft_labels_count_over_all_ranks(job):
     found = job(3)["weighted"]
     settings = {"weight": torch.arange(1.0, 11.0), "upsilon": "streaming"}
@@ -137,6 +142,7 @@ def test_class_weights_and_soft_labels_count_over_all_ranks(job):
 
 
 @pytest.mark.slow
+@GLOO
 def test_what_one_rank_refuses_all_refuse(job):
     first, second = job(2)["refused"]
     assert list(first["said"][:2]) == ["rank 1 refused its arguments; see its own error"] * 2
@@ -151,6 +157,7 @@ def test_what_one_rank_refuses_all_refuse(job):
 
 
 @pytest.mark.slow
+@GLOO
 def test_a_checkpoint_over_ranks_goes_on(job):
     found = job(2)["resume"]
     expected = rank_worker.train(24, "streaming")
@@ -160,6 +167,7 @@ def test_a_checkpoint_over_ranks_goes_on(job):
 
 
 @pytest.mark.slow
+@GLOO
 def test_a_rank_that_dies_ends_the_job(tmp_path):
     started = time.perf_counter()
     done = torchrun(tmp_path, 2, "die")
@@ -213,8 +221,8 @@ def test_all_ranks_go_by_the_number_of_the_first():
 def test_uneven_parts_of_a_minibatch_weigh_by_their_samples(monkeypatch, sizes, counts):
     """The mean of the ranks' gradients, which the replicas step along, is the gradient of the whole minibatch."""
     generator = torch.Generator().manual_seed(0)
-    x, other = torch.rand(2, 8, 4, generator=generator).unbind(0)
-    y, start = torch.tensor([0, 1, 2, 2, 1, 0, 0, 1]), nn.Linear(4, 3)
+    x, other = on_device(torch.rand(2, 8, 4, generator=generator)).unbind(0)
+    y, start = on_device(torch.tensor([0, 1, 2, 2, 1, 0, 0, 1])), nn.Linear(4, 3)
     monkeypatch.setattr("art_wdro.trainers._update.share_buffers", lambda *_: None)
 
     def outer(clean: torch.Tensor, moved: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -222,7 +230,10 @@ def test_uneven_parts_of_a_minibatch_weigh_by_their_samples(monkeypatch, sizes, 
 
     def gradients(rows: slice) -> list[torch.Tensor]:
         model = copy.deepcopy(start)
-        settings = {"loss": nn.CrossEntropyLoss(**counts), "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+        settings = {
+            "loss": on_device(nn.CrossEntropyLoss(**counts)),
+            "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        }
         classifier = make_classifier(model, (4,), 3, **settings)
         updates = Updates(classifier, WassersteinMarginTrainer(classifier)._common)
         updates._modes = Modes(classifier)

@@ -56,14 +56,16 @@ def random_networks(seed: int = 0) -> Networks:
             weight, bias = layers[number]
             if number + 1 < len(sizes):
                 before, after = sizes[number : number + 2]
-                weight[k, :after, :before] = on_device(rng.normal(size=(after, before)) * math.sqrt(2 / before))
-                bias[k, :after] = on_device(rng.normal(size=after) / 2)
+                weight[k, :after, :before] = torch.from_numpy(rng.normal(size=(after, before)) * math.sqrt(2 / before))
+                bias[k, :after] = torch.from_numpy(rng.normal(size=after) / 2)
             else:
                 weight[k] = torch.eye(UNITS)
         classes = rng.integers(2, CLASSES + 1)
         weight, bias = layers[3]
-        weight[k, :classes, : sizes[-1]] = on_device(rng.normal(size=(classes, sizes[-1])) * math.sqrt(2 / sizes[-1]))
-        bias[k, :classes] = on_device(rng.normal(size=classes) / 2)
+        weight[k, :classes, : sizes[-1]] = torch.from_numpy(
+            rng.normal(size=(classes, sizes[-1])) * math.sqrt(2 / sizes[-1])
+        )
+        bias[k, :classes] = torch.from_numpy(rng.normal(size=classes) / 2)
     return Networks(layers, dims)
 
 
@@ -101,12 +103,14 @@ def problem() -> Problem:
     x = torch.zeros(NETWORKS, POINTS, 3)
     mask = torch.zeros(NETWORKS, POINTS, 3, dtype=torch.bool)
     for k, dim in enumerate(networks.dims):
-        x[k, :, :dim] = on_device(rng.uniform(size=(POINTS, dim)))
+        x[k, :, :dim] = torch.from_numpy(rng.uniform(size=(POINTS, dim)))
         x[k, :, 2], mask[k, :, :dim] = APART * k, True
     x, mask = x.flatten(0, 1), mask.flatten(0, 1)
     labels = networks(x).argmax(1)
     rows = [true_distances(networks, x[i], labels[i], networks.dims[i // POINTS]) for i in range(len(x))]
-    return Problem(networks, x, labels, mask, {r: torch.tensor([row[r] for row in rows]) for r in NORMS})
+    placed = Networks([(on_device(weight), on_device(bias)) for weight, bias in networks.layers], networks.dims)
+    truth = {r: on_device(torch.tensor([row[r] for row in rows])) for r in NORMS}
+    return Problem(placed, on_device(x), on_device(labels), on_device(mask), truth)
 
 
 def search(given: Problem, r: float, rows: slice | Tensor = slice(None), **settings) -> functional.least_distances:

@@ -7,10 +7,12 @@ import itertools
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from art_wdro import (
@@ -21,13 +23,14 @@ from art_wdro import (
     WassersteinMarginTrainer,
     WassersteinPGD,
 )
+from art_wdro._host.precision import CastWeights, with_cast_weights
 from art_wdro._solvers.ascent import ascend, step_lengths
 from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.objective import Objective
 from art_wdro._storage import arrays
 from art_wdro._threat.threat import Threat
 from art_wdro.losses import attack_objective
-from tests.conftest import NORMS, digits, linear_problem, make_classifier, weights
+from tests.conftest import NORMS, digits, linear_problem, make_classifier, same, weights
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -73,6 +76,59 @@ def test_half_precision_in_training_is_the_attacks_alone(digits_classifier):
     x, y = (part[:64] for part in digits()[0])
     trainer.fit(x, y, batch_size=32, nb_epochs=1)
     assert set(dtypes) == {(False, torch.bfloat16), (True, torch.float32)}
+
+
+class Doubling(nn.Linear):
+    """A layer that does more with its weights than autocast knows of."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, 2 * self.weight, self.bias)
+
+
+@pytest.mark.parametrize("kind", [DistributionalTRADESTrainer, WassersteinMarginTrainer])
+def test_weights_are_cast_once_an_attack_in_training(digits_classifier, kind, monkeypatch):
+    x, y = (part[:64] for part in digits()[0])
+    start, trained, formats = weights(digits_classifier), {}, set()
+    model = digits_classifier.model
+    model.head.register_forward_hook(lambda module, *_: formats.add((module.training, module.weight.dtype)))
+    own = [*model.parameters()]
+    for cast in (True, False):
+        model.load_state_dict(start)
+        torch.manual_seed(0)  # of dropout
+        if not cast:
+            monkeypatch.setattr("art_wdro._host.classifier.weights_in", lambda *_: nullcontext)
+        formats.clear()
+        trainer = kind(digits_classifier, eps=0.05, max_iter=3, precision="bfloat16", verbose=False, seed=0)
+        trainer.fit(x, y, batch_size=32, nb_epochs=1)
+        assert formats == {(False, torch.bfloat16 if cast else torch.float32), (True, torch.float32)}
+        assert all(now is before for now, before in zip(model.parameters(), own, strict=True))
+        trained[cast] = weights(digits_classifier)
+    assert same(trained[True], trained[False])
+
+
+def test_predicted_labels_are_those_of_weights_in_float32(digits_classifier):
+    settings = {"attack_label": "predicted", "upsilon": "resample", "precision": "bfloat16"}
+    trainer = DistributionalTRADESTrainer(digits_classifier, max_iter=2, verbose=False, **settings)
+    x, y = (part[:64] for part in digits()[0])
+    trainer.fit(x, y, batch_size=32, nb_epochs=1)
+    assert np.isfinite(trainer.history[-1]["loss"])
+
+
+def test_only_layers_that_autocast_knows_have_weights_in_half_precision():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), Doubling(72, 3), nn.Linear(3, 3))
+    with CastWeights(model, torch.bfloat16).placed():
+        formats = [module.weight.dtype for module in model if hasattr(module, "weight")]
+        assert formats == [torch.bfloat16, torch.float32, torch.float32, torch.bfloat16]
+    cast = with_cast_weights(model, "bfloat16")
+    assert [module.weight.dtype for module in cast if hasattr(module, "weight")] == formats
+
+
+def test_weights_come_back_when_an_attack_fails():
+    model = nn.Linear(2, 2)
+    weight = model.weight
+    with pytest.raises(RuntimeError, match="stop"), CastWeights(model, torch.bfloat16).placed():
+        raise RuntimeError("stop")
+    assert model.weight is weight
 
 
 @pytest.mark.filterwarnings("ignore:x has one sample")

@@ -18,7 +18,7 @@ from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer, shif
 from art_wdro.trainers import _loaded
 from art_wdro.trainers._margin import DualDescent
 from art_wdro.trainers._trades import AlgorithmOne
-from tests.conftest import digits, same, weights
+from tests.conftest import digits, on_host, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 METHODS = {DistributionalTRADESTrainer: AlgorithmOne, WassersteinMarginTrainer: DualDescent}
@@ -34,7 +34,7 @@ def in_minibatches(monkeypatch: pytest.MonkeyPatch, kind: Any) -> list[torch.Ten
     seen, step = [], METHODS[kind].step
 
     def watched(method: Any, x: torch.Tensor, y: torch.Tensor, where: str) -> Any:
-        seen.append(x.clone())
+        seen.append(x.cpu().clone())
         return step(method, x, y, where)
 
     monkeypatch.setattr(METHODS[kind], "step", watched)
@@ -78,7 +78,7 @@ def test_augmented_images_differ_by_epoch_and_the_users_do_not(digits_classifier
     seen, x = in_minibatches(monkeypatch, kind), X[:64].copy()
 
     def changed(batch: torch.Tensor) -> torch.Tensor:
-        return batch.mul_(torch.rand(len(batch), 1, 1, 1))  # in place, as some transforms are
+        return batch.mul_(torch.rand(len(batch), 1, 1, 1, device=batch.device))  # in place, as some transforms are
 
     training, settings = trainer(kind, digits_classifier), {"nb_epochs": 2, "augment": changed}
     if call == "fit":
@@ -134,7 +134,7 @@ BAD_AUGMENTS = {
     ),
     "box": (lambda x: x - 0.5, ValueError, r"augment's result lies in \[-0.5, .*clip_values .* keeps shape, dtype and"),
     "NaN": (lambda x: x * torch.nan, ValueError, "augment's result holds NaN or inf"),
-    "array": (lambda x: x.numpy(), TypeError, r"augment's result is a ndarray; allowed is a tensor of shape"),
+    "array": (on_host, TypeError, r"augment's result is a ndarray; allowed is a tensor of shape"),
     "failing": (
         lambda x: x @ x[0, 0, 0, 0],
         ValueError,

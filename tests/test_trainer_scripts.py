@@ -33,7 +33,7 @@ from art_wdro import (
 from art_wdro._host import inputs
 from art_wdro.trainers import _minibatches
 from art_wdro.trainers._minibatches import Shuffled
-from tests.conftest import DigitsNetwork, digits, make_classifier, on_device, same, weights
+from tests.conftest import DigitsNetwork, digits, make_classifier, on_device, on_host, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 TRAINERS = [DistributionalTRADESTrainer, WassersteinMarginTrainer]
@@ -99,7 +99,7 @@ def test_a_trainer_pickles_with_an_attack_of_its_classifier(digits_classifier, k
 
 def other_head(classifier: PyTorchClassifier) -> None:
     torch.manual_seed(1)
-    classifier.model.head = nn.Linear(512, 10)
+    classifier.model.head = on_device(nn.Linear(512, 10))
     classifier.set_params(optimizer=torch.optim.SGD(classifier.model.parameters(), lr=0.05))
 
 
@@ -134,7 +134,7 @@ def test_what_changed_since_the_trainer_was_made_counts(digits_classifier, kind,
 def test_an_optimiser_of_another_network_is_refused(digits_classifier, kind):
     ran = []
     digits_classifier.model.register_forward_hook(lambda *_: ran.append(1))
-    digits_classifier.model.head = nn.Linear(512, 10)
+    digits_classifier.model.head = on_device(nn.Linear(512, 10))
     early = trainer(kind, digits_classifier)
     message = r"lacks 2 of the network's 8 trainable parameters \(head\.weight, head\.bias\); make the optimizer after"
     with pytest.raises(ValueError, match=message):
@@ -370,7 +370,11 @@ DEFENCES = {
 def test_defences_that_change_the_training_set_do_as_in_arts_fit(digits_classifier, kind, make, weight):
     """Without the adversarial term, and all in one minibatch, a step is the one of ART's `PyTorchClassifier.fit`."""
     digits_classifier.model.dropout.p = 0.0
-    settings = {"preprocessing_defences": make(), "preprocessing": (0.4, 0.6), "loss": nn.CrossEntropyLoss(weight)}
+    settings = {
+        "preprocessing_defences": make(),
+        "preprocessing": (0.4, 0.6),
+        "loss": on_device(nn.CrossEntropyLoss(weight)),
+    }
     digits_classifier.set_params(**settings)
     start = weights(digits_classifier)
     np.random.seed(7)
@@ -420,7 +424,7 @@ def test_noisy_copies_stay_in_the_box_and_are_attacked(digits_classifier, kind, 
     assert whole.min() >= 0
     assert whole.max() <= 1
     given = {x.tobytes() for x in X[:20]}
-    assert sum(x.numpy().tobytes() in given for x in whole) == 20
+    assert sum(on_host(x).tobytes() in given for x in whole) == 20
 
 
 def test_a_generators_batches_are_changed_as_the_set_is(digits_classifier, monkeypatch):

@@ -157,19 +157,19 @@ def test_training_takes_the_last_iterate():
     """Here a step from before the peak of the loss to beyond it, where it is lower."""
     model = Tent()
     classifier = make_classifier(model, (1,), 2, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    _, attacked = algorithm_one(classifier).step(torch.tensor([[0.49]]), torch.tensor([0]), "")
+    _, attacked = algorithm_one(classifier).step(on_device(torch.tensor([[0.49]])), on_device(torch.tensor([0])), "")
     assert attacked.item() == pytest.approx(0.59)
 
 
 def test_a_minibatch_that_is_skipped_leaves_running_statistics():
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
-    before = copy.deepcopy(model.state_dict())
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = DistributionalTRADESTrainer(
         make_classifier(model, (2,), 2, optimizer=optimiser), on_nonfinite="skip", verbose=False
     )
     updates = Updates(trainer._classifier, trainer._common)
-    x, y = torch.rand(8, 2), torch.arange(8) % 2
+    before = copy.deepcopy(model.state_dict())
+    x, y = on_device(torch.rand(8, 2)), on_device(torch.arange(8) % 2)
     for factor in (math.inf, 1.0):
         with updates.prepared():
             figures = updates(y, [x], lambda clean, factor=factor: (factor * clean.square().sum(), {}), "")

@@ -208,7 +208,8 @@ class _Tracer:
         arguments = fx.map_arg(step.args, self.values.__getitem__)
         keywords = fx.map_arg(step.kwargs, self.values.__getitem__)
         if step.op == "get_attr":
-            self.values[step] = operator.attrgetter(str(step.target))(self.traced).detach()
+            # a constant that is no buffer stays where it is when the copy of the network moves
+            self.values[step] = operator.attrgetter(str(step.target))(self.traced).detach().cpu()
             return
         target: Any = self.traced.get_submodule(str(step.target)) if step.op == "call_module" else step.target
         sources: list[fx.Node] = []

@@ -167,5 +167,6 @@ def _options_of(trainer: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _save_weights(classifier: Any, out: Path) -> None:
     buffer = io.BytesIO()  # torch says of a full disk only that something failed
-    torch.save(classifier.model.state_dict(), buffer)
+    # on the CPU, so that they load where there is no GPU
+    torch.save({name: value.cpu() for name, value in classifier.model.state_dict().items()}, buffer)
     save(out, lambda path: path.write_bytes(buffer.getvalue()))

@@ -13,7 +13,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from art_wdro._host.outputs import logits_in, number_format
-from art_wdro._host.precision import in_precision, with_cast_weights
+from art_wdro._host.precision import cast_weights, in_precision, with_cast_weights
 from art_wdro._host.preprocessing import preprocessing
 from art_wdro._host.smoothing import is_smoothed
 from art_wdro._storage.arrays import Rows, parts
@@ -116,6 +116,17 @@ def logits_of(
     return found
 
 
+def weights_in(
+    classifier: PyTorchClassifier, precision: str, compiled: bool
+) -> Callable[[], AbstractContextManager[None]]:
+    """Return what has to hold around the passes of :func:`logits_of` in training, for as long as weights stand still.
+
+    :param precision: As it was given there.
+    :param compiled: As it was given there.
+    """
+    return cast_weights(classifier._model, precision, compiled or is_compiled(network(classifier)))
+
+
 def compiled_network(classifier: PyTorchClassifier) -> Callable[[Tensor], Any]:
     """Return the network compiled by torch, for batches of few sizes; on CUDA its passes are graphs.
 
@@ -126,13 +137,17 @@ def compiled_network(classifier: PyTorchClassifier) -> Callable[[Tensor], Any]:
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     graphs = classifier.device.type == "cuda"
     model = torch.compile(network(classifier), dynamic=False, mode="reduce-overhead" if graphs else None)
+    known = set()
 
     def function(x: Tensor) -> Any:
         if graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        # to compile is rare, and to patch takes as long as a small pass
+        kind = x.shape, x.requires_grad, torch.is_grad_enabled()
         try:
-            with config.patch({limit: GRAPHS}):
+            with nullcontext() if kind in known else config.patch({limit: GRAPHS}):
                 output = model(x)
+            known.add(kind)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise

@@ -4,18 +4,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Number formats of an attack's forward passes, by name; None leaves it to the network."""
 LARGEST = 256.0
 """Size to which the largest derivative by a sample's logits is scaled: float16 ends at 65504 and loses digits below
 6e-5, and a network's backward pass grows it by some and shrinks it by more."""
+CASTING = {
+    layer.forward
+    for layer in (
+        nn.Linear,
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Conv3d,
+        nn.ConvTranspose1d,
+        nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+    )
+}
+"""What layers do with weights that autocast casts at every pass."""
 FEWEST = 2.0**-12
 """Largest logit of a sample, in absolute value, from which float16 is too coarse: its numbers lie 2^-24 apart there."""
 
@@ -34,11 +47,64 @@ def with_cast_weights(model: nn.Module, precision: str) -> nn.Module | None:
         cast = copy.deepcopy(model)
     except (RuntimeError, TypeError):  # what modules with locks, files or non-leaf tensors raise
         return None
-    for module in cast.modules():
-        # parametrised weights are computed anew, in their own format
-        if isinstance(module, (nn.Linear, _ConvNd)) and not hasattr(module, "parametrizations"):
-            module.to(dtype)
+    for module in _castable(cast):
+        module.to(dtype)
     return cast
+
+
+class CastWeights:
+    """Weights of a network in half precision, which take the places of its own ones while these stand still.
+
+    For training, where weights change from one attack to the next: a copy of the network would have to follow.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        """Find the weights that autocast would cast at every pass.
+
+        :param model: The network.
+        :param dtype: The number format.
+        """
+        self._places = [
+            (module, name, weight)
+            for module in _castable(model)
+            for name, weight in module.named_parameters(recurse=False)
+            if weight.dtype == torch.float32
+        ]
+        self._cast = [nn.Parameter(torch.empty_like(weight, dtype=dtype), False) for _, _, weight in self._places]
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Cast the weights as they are now, and let the network use them."""
+        with torch.no_grad():
+            torch._foreach_copy_([*self._cast], [weight for _, _, weight in self._places])
+        try:
+            for (module, name, _), cast in zip(self._places, self._cast, strict=True):
+                module._parameters[name] = cast
+            yield
+        finally:
+            for module, name, weight in self._places:
+                module._parameters[name] = weight
+
+
+def cast_weights(model: nn.Module, precision: str, compiled: bool) -> Callable[[], AbstractContextManager[None]]:
+    """Return what lets a network that is trained use weights cast once an attack, where its passes cast them at all.
+
+    A compiler casts them in the graph. float16 needs both formats, for samples that it would lose.
+
+    :param model: The network.
+    :param precision: A name in `PRECISIONS`.
+    :param compiled: Whether the passes are compiled.
+    """
+    if compiled or precision != "bfloat16":
+        return nullcontext
+    return CastWeights(model, torch.bfloat16).placed
+
+
+def _castable(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers that do nothing with their weights but what autocast casts them for."""
+    for module in model.modules():
+        if type(module).forward in CASTING and not (hasattr(module, "parametrizations") or module._forward_pre_hooks):
+            yield module
 
 
 def in_precision(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from art_wdro._solvers.batches import Bar, Samples, silent
 from art_wdro._solvers.iterate import Best, Iterate
-from art_wdro._solvers.objective import Objective, Value
+from art_wdro._solvers.objective import Gradient, Objective, Value
 from art_wdro._solvers.passes import LogitsOf, Passes
 from art_wdro._solvers.resumed import check_iterate
 from art_wdro._storage.arrays import Rows, Some, few_sizes, parts, staged
@@ -226,7 +226,8 @@ class _Run:
         """Take the gradients at the iterate, note their directions, and return Upsilon there."""
         if self._sparse:  # what is left out has none
             self.iterate.slopes.zero_()
-        for number, (rows, point, gradient) in enumerate(self._evaluation.gradients(self.iterate.x)):
+        together = self.iterate.at_once and self._on_gradient is None
+        for number, (rows, point, gradient) in enumerate(self._evaluation.gradients(self.iterate.x, together)):
             if self._movable is not None:
                 gradient *= self._movable[rows]
             if self._on_gradient is not None:
@@ -297,17 +298,22 @@ class _Evaluation:
         self.standing = torch.ones_like(labels, dtype=torch.bool)
         self.moved = torch.ones_like(self.standing)
 
-    def gradients(self, x: Rows) -> Iterator[tuple[Some, Tensor, Tensor]]:
-        """Evaluate an iterate: yield rows, their points and gradients; rows left out have none."""
+    def gradients(self, x: Rows, together: bool) -> Iterator[tuple[Some, Tensor, Tensor]]:
+        """Evaluate an iterate: yield rows, their points and gradients; rows left out have none.
+
+        :param x: The iterate.
+        :param together: Whether to yield all batches as one, which takes fewer launches.
+        """
         if self._sparse:
             self._update(x, self._chosen(self.moved & ~self.standing))
-        for rows, point in staged(self._chosen(self.standing) if self._sparse else self._batches, x):
-            if not self._noted:
-                yield rows, point, self._objective.gradient_alone(point, self._labels[rows])
-                continue
-            value, gradient = self._objective.gradient(point, self._labels[rows])
-            self._set(rows, value)
-            yield rows, point, gradient
+        chosen = self._chosen(self.standing) if self._sparse else self._batches
+        passes: Iterable[tuple[Some, Tensor, Gradient]] = (
+            (rows, point, self._objective.gradient(point, self._labels[rows])) for rows, point in staged(chosen, x)
+        )
+        for rows, point, found in [_joined([*passes])] if together and len(chosen) > 1 else passes:
+            if self._noted:
+                self._set(rows, Value(found.losses, self._objective.standing(found.logits, self._labels[rows])))
+            yield rows, point, found.gradient
 
     def update(self, x: Rows) -> None:
         """Evaluate an iterate without gradients."""
@@ -327,9 +333,19 @@ class _Evaluation:
             self._set(rows, self._objective.value(point, self._labels[rows]))
 
     def _set(self, rows: Some, value: Value) -> None:
+        if len(value.losses) == len(self.losses) and isinstance(rows, slice):
+            self.losses, self.standing = value.losses.double(), value.standing
+            return
         self.losses[rows] = value.losses.double()
         self.standing[rows] = value.standing
 
     def _chosen(self, which: Tensor) -> list[Tensor]:
         indices = which.nonzero()[:, 0]
         return [indices[part] for part in parts(len(indices), self._batch_size)]
+
+
+def _joined(passes: Sequence[tuple[Some, Tensor, Gradient]]) -> tuple[Some, Tensor, Gradient]:
+    """Return batches that follow one another as one."""
+    rows, points, found = zip(*passes, strict=True)
+    whole = slice(rows[0].start, rows[-1].stop) if all(isinstance(some, slice) for some in rows) else torch.cat(rows)
+    return whole, torch.cat(points), Gradient(*(torch.cat(parts) for parts in zip(*found, strict=True)))

@@ -63,7 +63,11 @@ class Best:
 
 
 class Iterate:
-    """A point x' of the whole data set, moved by steps along the steepest direction."""
+    """A point x' of the whole data set, moved by steps along the steepest direction.
+
+    Attributes: `x`, the point; `slopes` and `radii`, dual norms of the gradients and lengths of what it was moved by,
+    (N,); `at_once`, whether the arithmetic takes all samples at once, as many as they are.
+    """
 
     def __init__(self, data: Rows, threat: Threat, batch_size: int) -> None:
         """Start at the inputs.
@@ -76,7 +80,7 @@ class Iterate:
         self.slopes = torch.zeros(len(data), dtype=torch.float64, device=data.device)
         self._data, self._threat = data, threat
         self._parts = parts(len(data), data.at_once(batch_size))
-        self._at_once = data.in_memory and len(self._parts) == 1
+        self.at_once = data.in_memory and len(self._parts) == 1
         self._norms = torch.empty_like(self.slopes)
         self.radii = torch.zeros_like(self.slopes)
         # one byte holds a sign
@@ -115,7 +119,7 @@ class Iterate:
 
     def _put(self, kept: Kept, rows: Some, values: Tensor) -> Kept:
         """Write values of some samples, and return where all lie: the values themselves if they are all there are."""
-        if self._at_once and len(values) == len(kept):
+        if self.at_once and len(values) == len(kept):
             return values if isinstance(kept, Tensor) else Rows(values, kept.device)
         kept[rows] = values
         return kept

@@ -27,6 +27,14 @@ class Value(NamedTuple):
     standing: Tensor
 
 
+class Gradient(NamedTuple):
+    """Logits, (N, K), an attack's loss, (N,), and the gradient of each sample's loss, shaped as the inputs."""
+
+    logits: Tensor
+    losses: Tensor
+    gradient: Tensor
+
+
 @dataclass(frozen=True)
 class Objective:
     """What an attack ascends: a per-sample loss of a classifier's logits.
@@ -56,34 +64,29 @@ class Objective:
     def value(self, x: Tensor, labels: Tensor) -> Value:
         """Evaluate without a gradient."""
         with torch.no_grad():
-            return self._value(x, labels)
+            logits = as_float(self.logits_of(x))
+            return Value(self.loss(logits, labels), self.standing(logits, labels))
 
-    def gradient(self, x: Tensor, labels: Tensor) -> tuple[Value, Tensor]:
+    def gradient(self, x: Tensor, labels: Tensor) -> Gradient:
         """Evaluate with the gradient of each sample's own loss, never of a mean over the batch.
 
         Differentiates with respect to the inputs alone, so parameters gain no `.grad`.
 
         :param x: Inputs, (N, ...).
         :param labels: Class indices, (N,).
-        :return: The value, and the gradients, shaped as `x`.
         :raises ValueError: If the logits do not depend on the inputs differentiably.
         """
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            value = self._value(x, labels)
-            gradient = input_gradient(value.losses, x)
-        return Value(value.losses.detach(), value.standing), gradient
+            logits = as_float(self.logits_of(x))
+            losses = self.loss(logits, labels)
+            gradient = input_gradient(losses, x)
+        return Gradient(logits.detach(), losses.detach(), gradient)
 
-    def gradient_alone(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Return the gradients that :meth:`gradient` returns, with nothing beside them."""
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            return input_gradient(self.loss(as_float(self.logits_of(x)), labels), x)
-
-    def _value(self, x: Tensor, labels: Tensor) -> Value:
-        logits = as_float(self.logits_of(x))
-        hit = predicted(logits.detach()) == labels
-        return Value(self.loss(logits, labels), ~hit if self.targeted else hit)
+    def standing(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Tell from logits, (N, K), where the attack has not succeeded yet, boolean, (N,)."""
+        hit = predicted(logits) == labels
+        return ~hit if self.targeted else hit
 
 
 def upsilon(
@@ -133,7 +136,7 @@ def sensitivity_of(objective: Objective, batches: Iterable[tuple[Tensor, Tensor]
     # a list of norms would keep small blocks of memory between the large ones, and the heap would grow with the data
     sums = None
     for x, labels in batches:
-        own = power_sums(dual_norms(objective.gradient_alone(x, labels), r), q)
+        own = power_sums(dual_norms(objective.gradient(x, labels).gradient, r), q)
         sums = own if sums is None else merged_sums(torch.stack([sums, own]), q)
     if sums is None:
         sums = torch.zeros(3, dtype=torch.float64)

@@ -26,6 +26,8 @@ Some = slice | Tensor
 
 CACHED = 2**17
 """Numbers worked on at once on a CPU: with their temporaries they fit the cache of a core (docs/performance.md)."""
+LAUNCHED = 2**24
+"""Numbers worked on at once on a GPU, where launching takes as long as working on a part of them."""
 COPIES = 4
 """Arrays of the size of the inputs that an attack holds at once, the inputs included."""
 TOUCHED = 2**28
@@ -112,7 +114,7 @@ class Rows:
     def at_once(self, batch_size: int) -> int:
         """Return how many rows the arithmetic between two passes should take at once."""
         row = max(1, math.prod(self._values.shape[1:]))
-        return max(1, CACHED // row) if self.device.type == "cpu" else max(1, batch_size)
+        return max(1, CACHED // row) if self.device.type == "cpu" else max(1, batch_size, LAUNCHED // row)
 
     def _here(self, some: Some) -> Some:
         return some if isinstance(some, slice) else some.to(self._values.device)

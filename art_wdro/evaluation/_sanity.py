@@ -28,7 +28,7 @@ def check_model(case: Case) -> list[str]:
         with torch.no_grad():
             correct = predicted(function(x)) == labels
         if correct.any():
-            _, gradient = Objective.of(function, "redlr").gradient(x[correct], labels[correct])
+            gradient = Objective.of(function, "redlr").gradient(x[correct], labels[correct]).gradient
             vanishing = (gradient.flatten(1) == 0).all(1).double().mean().item()
             if vanishing > FLAT:
                 found.append(

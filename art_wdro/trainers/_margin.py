@@ -154,6 +154,7 @@ class DualDescent(Method):
         self._logits_of = host.logits_of(
             self._classifier, training=True, precision=trainer._precision, compiled=trainer._compile
         )
+        self._cast = host.weights_in(self._classifier, trainer._precision, trainer._compile)
         self._box = host.box(self._classifier)
         self._thresholds = RunningThresholds(self._eps, self._p, trainer._budgets, trainer._window)
 
@@ -161,7 +162,7 @@ class DualDescent(Method):
         """Search the boundary points of a minibatch, and update the network once."""
         targets, y = y, indices_of(y)
         reach = REACH * max(self._thresholds.values[-1], self._eps)
-        with self._updates.frozen():
+        with self._updates.frozen(), self._cast():
             found = boundary(self._logits_of, x, y, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
         taus = self._thresholds.update(found.distances)
         accuracy = dual_accuracy(found.distances, taus[-1], self._eps, self._p)

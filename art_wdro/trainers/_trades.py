@@ -245,6 +245,7 @@ class AlgorithmOne(Method):
         logits_of = host.logits_of(
             self._classifier, training=True, precision=trainer._precision, compiled=trainer._compile
         )
+        self._cast = host.weights_in(self._classifier, trainer._precision, trainer._compile)
         # a GPU has its next passes queued before the last ones are done, and asking which samples need them would wait
         whole = self._classifier.device.type != "cpu"
         self._objective = replace(Objective.of(logits_of, trainer._loss), whole=whole)
@@ -331,11 +332,12 @@ class AlgorithmOne(Method):
     def _ascend(
         self, objective: Objective, x: Tensor, labels: Tensor, p: float, budget: float | Callable[[Tensor], Tensor]
     ) -> Ascent:
-        return ascend(
-            objective,
-            Samples(x, labels, self._box, batch_size=len(x)),
-            Threat(p, self._r, self._box),
-            budget=budget,
-            steps=self._steps,
-            keep_best=False,
-        )
+        with self._cast():
+            return ascend(
+                objective,
+                Samples(x, labels, self._box, batch_size=len(x)),
+                Threat(p, self._r, self._box),
+                budget=budget,
+                steps=self._steps,
+                keep_best=False,
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from art.attacks.evasion import CarliniL2Method, CarliniLInfMethod, DeepFool, ElasticNet
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor
+from torch import Tensor, nn
 
 from art_wdro import WassersteinKnapsack
-from art_wdro._sources.networks import load_network
+from art_wdro._sources.data import Split
 from benchmarks._counting import Counter
-from benchmarks._settings import DATA
 from benchmarks._timing import timed
 from benchmarks.networks._architectures import classifier_of
 from benchmarks.networks._data import load
@@ -50,30 +49,43 @@ class Images(NamedTuple):
     y: Tensor
 
 
-def correct_images(name: str, directory: Any, samples: int, network: str | None = None) -> Images:
-    """Return those of some test images that a network, else the robust one, classifies correctly."""
-    model = robust_network(name, directory).model if network is None else load_network(network)
+def correct_images(name: str, directory: Any, samples: int) -> Images:
+    """Return those of some test images that the robust network of a data set classifies correctly."""
+    return correct_of(robust_network(name, directory).model, load(name, directory, train=False), samples, "cpu")
+
+
+def correct_of(model: nn.Module, data: Split, samples: int, device_type: str) -> Images:
+    """Return those of the first images that a network classifies correctly.
+
+    :param model: The network, which is moved to the device, frozen and put in eval mode.
+    :param data: The images.
+    :param samples: How many are looked at.
+    :param device_type: "cpu", or "gpu" for a GPU where there is one.
+    :raises SystemExit: If there is none.
+    """
     model = model.cpu().eval().requires_grad_(False)
-    classifier, counter = classifier_of(model, DATA[name].shape), Counter(model)
-    data = load(name, directory, train=False)
-    x, y = torch.from_numpy(data.x[:samples]), torch.from_numpy(data.y[:samples])
+    classifier = classifier_of(model, data.x.shape[1:], device_type=device_type)
+    x, y = (torch.from_numpy(part[:samples]).to(classifier.device) for part in data)
     correct = model(x).argmax(1) == y
-    return Images(classifier, counter, x[correct], y[correct])
+    if not correct.any():
+        raise SystemExit(f"the network classifies none of {len(x)} images correctly; needed is at least one")
+    return Images(classifier, Counter(model), x[correct], y[correct])
 
 
-def installed(quick: bool) -> set[str]:
+def installed(quick: bool, wanted: Collection[str] = tuple(LIBRARIES)) -> set[str]:
     """Return the libraries that are there.
 
     :param quick: Whether one that is not is left out, with a line that says so.
+    :param wanted: Those that are asked for.
     :raises SystemExit: If one is not there and may not be left out.
     """
-    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    missing = [name for name in wanted if find_spec(name) is None]
     for name in missing:
         text = f"{name} is not installed (pip install {LIBRARIES[name]})"
         if not quick:
             raise SystemExit(text)
         print(f"{text}; its searches are left out")
-    return {*LIBRARIES} - {*missing}
+    return {*wanted} - {*missing}
 
 
 def knapsack(images: Images, r: float, max_iter: int) -> np.ndarray:
@@ -166,7 +178,7 @@ def scored_distances(images: Images, run: Callable[[], Any], r: float) -> dict[s
     torch.manual_seed(0)
     np.random.seed(0)
     images.counter.gradients = 0
-    points, seconds = timed(lambda: torch.as_tensor(run()).detach().float())
+    points, seconds = timed(lambda: torch.as_tensor(run()).detach().to(images.x))
     gradients = images.counter.gradients / len(images.x)
     flipped = images.classifier.model(points).argmax(1) != images.y
     lengths = torch.linalg.vector_norm((points - images.x).flatten(1).double(), ord=r, dim=1)

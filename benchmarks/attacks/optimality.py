@@ -6,8 +6,13 @@
 
 Every attack gets the same forward plus backward passes a sample, and settings that the benchmark ranks. Local
 optimality is the area between the clean accuracy and an attack's curve of accuracy over eps, as a part of that area for
-the least distances of all attacks. `--network` takes a network of yours,
-as `art-wdro evaluate --model` does.
+the least distances of all attacks. `own` in place of the data set takes a network and images of yours, as `art-wdro
+evaluate` does:
+
+    python -m benchmarks.attacks.optimality own --network MODULE:FUNCTION --images FILE.npz
+
+Each attack is a file in `--directory`, written as soon as it has run. Several processes that share the folder share the
+work: `--shard 0/4` to `--shard 3/4` run a quarter of the attacks each, and a call without it ranks them.
 
 Source: Cina et al., AttackBench: evaluating gradient-based attacks for adversarial examples, AAAI 2025,
 arXiv:2404.19460, equations (4) and (5).
@@ -20,20 +25,29 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from art_wdro import __version__
 from art_wdro._reproduction.machine import machine
+from art_wdro._sources.data import load_data
+from art_wdro._sources.networks import load_network
 from art_wdro.functional import least_distances
 from benchmarks._cells import Cells, cells_of
-from benchmarks._command import command, parsed, with_data
+from benchmarks._command import NAMES, command, parsed, with_data
 from benchmarks._files import documented, keep
 from benchmarks._tables import Table
-from benchmarks.attacks._rivals import MOST, NORMS, Images, correct_images, installed, scored_distances
+from benchmarks.attacks._rivals import MOST, NORMS, Images, correct_of, installed, scored_distances
+from benchmarks.networks._data import load
+from benchmarks.networks.robust import robust_network
 
 OURS = "ours"
+OWN = "own"
+"""In place of a data set: a network and images of the user's."""
 Attack = Callable[[], Any]
 
 
@@ -61,7 +75,7 @@ def contestants(images: Images, r: float, passes: int, libraries: set[str]) -> d
     model, x, y, steps = images.classifier.model, images.x, images.y, passes // 2
 
     def ours() -> Tensor:
-        return least_distances(model, x, y, r=r, max_iter=steps).points
+        return least_distances(model, x, y, r=r, max_iter=steps, batch_size=len(x)).points
 
     found: dict[str, Attack] = {OURS: ours}
     if "adv_lib" not in libraries:
@@ -92,19 +106,34 @@ def contestants(images: Images, r: float, passes: int, libraries: set[str]) -> d
     return found
 
 
+def cell_of(r: float, passes: int, attack: str) -> dict[str, Any]:
+    """Return what tells an attack's cell from the others."""
+    return {"norm": str(r), "passes": passes, "attack": attack}
+
+
+def run_shard(images: Images, args: argparse.Namespace, libraries: set[str], cells: Cells) -> None:
+    """Run one part of all attacks, every so-manieth."""
+    number, count = args.shard
+    shown, at = Table("norm", "passes", "attack", "gradients", "seconds"), 0
+    for passes in sorted(args.passes, reverse=True):  # the long ones first
+        for r in args.norms:
+            for name, run in contestants(images, r, passes, libraries).items():
+                if at % count == number:
+                    found = cells.run(cell_of(r, passes, name), partial(scored_distances, images, run, r))
+                    shown.row(r, passes, name, f"{found['gradients']:.0f}", f"{found['seconds']:.1f}")
+                at += 1
+
+
 def ranked(images: Images, r: float, passes: int, libraries: set[str], cells: Cells) -> list[dict[str, Any]]:
     """Run all attacks under a ground norm, and return a row each, the best one first."""
     found = {}
     for name, run in contestants(images, r, passes, libraries).items():
-        cell = {"norm": str(r), "passes": passes, "attack": name}
-        found[name] = cells.run(cell, partial(scored_distances, images, run, r))
+        found[name] = cells.run(cell_of(r, passes, name), partial(scored_distances, images, run, r))
     distances = {name: np.asarray(cell["distances"]) for name, cell in found.items()}
     best = np.minimum.reduce([*distances.values()])
     rows = [
         {
-            "norm": str(r),
-            "passes": passes,
-            "attack": name,
+            **cell_of(r, passes, name),
             "optimality": optimality(own, best),
             "median": float(np.median(own)),
             "gradients": found[name]["gradients"],
@@ -115,34 +144,77 @@ def ranked(images: Images, r: float, passes: int, libraries: set[str], cells: Ce
     return sorted(rows, key=lambda row: -row["optimality"])
 
 
+def rank(images: Images, args: argparse.Namespace, libraries: set[str], cells: Cells) -> list[dict[str, Any]]:
+    """Rank all attacks under all norms, print what is found, and return the rows."""
+    rows = []
+    shown = Table("norm", "passes", "attack", "optimality", "median", "gradients", "seconds")
+    for r in args.norms:
+        for passes in args.passes:
+            for row in ranked(images, r, passes, libraries, cells):
+                rows.append(row)
+                figures = (f"{row['optimality']:.4f}", f"{row['median']:.4g}", f"{row['gradients']:.0f}")
+                shown.row(row["norm"], passes, row["attack"], *figures, f"{row['seconds']:.1f}")
+    return rows
+
+
+def images_of(args: argparse.Namespace) -> Images:
+    """Return what a command line says is attacked."""
+    name = args.name
+    data = load_data(args.images) if name == OWN else load(name, args.data_dir, train=False)
+    model = robust_network(name, args.data_dir).model if args.network is None else load_network(args.network)
+    return correct_of(model, data, args.samples, "gpu" if args.gpu else "cpu")
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Read "0/4" as (0, 4)."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"shard is {text!r}; allowed are 0/N to N-1/N")
+    return int(number), int(count)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    found = with_data(command(__doc__))
+    found = with_data(command(__doc__), (*NAMES, OWN))
     found.add_argument("--samples", type=int, default=500)
     found.add_argument(
         "--passes", type=int, nargs="+", default=[100, 200, 2000], help="forward plus backward, a sample"
     )
     found.add_argument("--norms", type=float, nargs="+", default=[*NORMS], help="inf, 2 and 1")
     found.add_argument("--network", help="a network for the images, module:function or a file")
+    found.add_argument("--images", help="with `own`: a file .npz, torchvision:NAME or a folder of images")
+    found.add_argument("--gpu", action="store_true", help="on a GPU, where there is one")
+    found.add_argument("--directory", type=Path, help="where attacks are kept for good; else until all have run")
+    found.add_argument("--shard", type=shard, help="with --directory: which part of the attacks to run, I/N")
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Rank the attacks on one network."""
-    args = parsed(parser(), arguments, samples=20, passes=[60])
-    libraries = installed(args.quick) & {"adv_lib"}
-    images = correct_images(args.name, args.data_dir, args.samples, args.network)
+    line = parser()
+    args = parsed(line, arguments, samples=20, passes=[60])
+    if args.name == OWN and None in (args.network, args.images):
+        line.error("`own` needs --network and --images")
+    if args.shard and args.directory is None:
+        line.error("--shard needs --directory")
+    libraries = installed(args.quick, ["adv_lib"])
+    torch.backends.cudnn.allow_tf32 = False  # what one pass calls misclassified the next one should
+    images = images_of(args)
     print(machine())
-    shown = Table("norm", "passes", "attack", "optimality", "median", "gradients", "seconds")
-    rows = []
-    with cells_of(args, "optimality") as cells:
-        for r in args.norms:
-            for passes in args.passes:
-                for row in ranked(images, r, passes, libraries, cells):
-                    rows.append(row)
-                    figures = (f"{row['optimality']:.4f}", f"{row['median']:.4g}", f"{row['gradients']:.0f}")
-                    shown.row(row["norm"], passes, row["attack"], *figures, f"{row['seconds']:.1f}")
-        keep(args.json, documented({"network": args.network or args.name, "samples": len(images.x)}, rows=rows))
+    setting = {"name": args.name, "samples": args.samples, "gpu": args.gpu}
+    for key in ("network", "images"):
+        source = getattr(args, key)
+        setting[key] = source and Path(source).name
+    if args.directory is None:
+        with cells_of(args, "optimality") as cells:
+            rows = rank(images, args, libraries, cells)
+    else:
+        cells = Cells(args.directory, {"art-wdro": __version__, **setting})
+        if args.shard:
+            run_shard(images, args, libraries, cells)
+            return
+        rows = rank(images, args, libraries, cells)
+    keep(args.json, documented({**setting, "correct": len(images.x)}, rows=rows))
 
 
 if __name__ == "__main__":

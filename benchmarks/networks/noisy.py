@@ -49,7 +49,7 @@ def smoothed_network(name: str, directory: Path | None) -> PyTorchRandomizedSmoo
         DATA[name].shape,
         CLASSES,
         clip_values=(0, 1),
-        device_type="cpu",
+        device_type="gpu",
         sample_size=100,
         scale=DATA[name].noisy.scale,
         alpha=0.001,

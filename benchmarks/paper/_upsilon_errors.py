@@ -73,7 +73,7 @@ class _Recorded(AlgorithmOne):
         """Compute the gradient norms of the whole training set at the present weights."""
         x, y = (torch.as_tensor(part) for part in self._data[:2])
         rows = [slice(i, i + 500) for i in range(0, len(x), 500)]
-        norms = [dual_norms(self._objective.gradient(x[i], y[i])[1], self._r) for i in rows]
+        norms = [dual_norms(self._objective.gradient(x[i], y[i]).gradient, self._r) for i in rows]
         return torch.cat(norms)
 
 

@@ -5,8 +5,9 @@
 
 Each part is a file in DIR, whole or not there, written as soon as it is done; a part that is there already is not run
 again, and one that does not fit into the minutes left is not begun. Networks are a pre-activation ResNet-18 and a
-WRN-28-10 with random weights and their own predictions as labels; `--network` takes a network of yours in the place of
-the first, as `art-wdro evaluate --model` does. `--quick` runs everything on a CPU with a tiny network, to see it run.
+WRN-28-10 with random weights, on random images with their own predictions as labels; `--network` takes a network of
+yours in the place of the first, as `art-wdro evaluate --model` does, and `--data-dir` its test images. `--quick` runs
+everything on a CPU with a tiny network, to see it run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import copy
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -35,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from art_wdro import DistributionalTRADESTrainer, WassersteinKnapsack, WassersteinPGD
 from art_wdro._reproduction.machine import machine
 from art_wdro._solvers.passes import Passes
+from art_wdro._sources.data import Split
 from art_wdro._sources.networks import load_network
 from art_wdro._storage.files import write_text
 from art_wdro.functional import least_distances
@@ -46,10 +49,11 @@ from benchmarks._files import ROOT, keep
 from benchmarks._tables import Table
 from benchmarks._timing import interleaved, ratio, timed
 from benchmarks.networks._architectures import classifier_of, small_cnn, wide_resnet
+from benchmarks.networks._data import load
 from benchmarks.speed._floor import bare_attack, bare_loop
 
 EPS, BETA = 8 / 255, 6.0
-Change = Callable[[nn.Module], nn.Module]
+HALF: dict[str, Any] = {"precision": "bfloat16", "update_precision": "bfloat16"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"precision": "bfloat16"},
@@ -58,21 +62,37 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bfloat16, channels_last, compile": {"precision": "bfloat16", "channels_last": True, "compile": True},
 }
 """Settings of W-PGD by name; channels_last is one of the network."""
+TRAINERS: dict[str, dict[str, Any]] = {
+    "ours, float32": {"loss": "ce"},
+    "ours, all in bfloat16": {"loss": "ce", **HALF},
+    "ours, all in bfloat16, channels_last, compile": {"loss": "ce", **HALF, "channels_last": True, "compile": True},
+    "ours, ReDLR, all in bfloat16": HALF,
+}
+"""Settings of the trainer by name."""
+SMALL = "attacks", "tuned", "knapsack", "utilisation", "training", "compiled"
+LARGE = "attacks", "knapsack", "utilisation", "compiled"
+"""What is measured on the smaller and on the larger network."""
 
 
 class Bench:
-    """One network, random images with its own predictions as labels, and what is timed on them."""
+    """One network, images, and what is timed on them."""
 
-    def __init__(self, model: nn.Module, shape: tuple[int, ...], args: argparse.Namespace) -> None:
-        """Draw the images.
+    def __init__(
+        self, model: nn.Module, shape: tuple[int, ...], images: Split | None, args: argparse.Namespace
+    ) -> None:
+        """Take the images, or draw them.
 
         :param model: The network.
         :param shape: Shape of an image.
+        :param images: Images and labels; None draws random images, whose labels are what the network says.
         :param args: The command line.
         """
         self._args, self._shape = args, shape
         self.classifier = self._wrapped(model)
         self.device = self.classifier.device
+        if images is not None:
+            self.x, self.y = (part[: args.samples] for part in images)
+            return
         self.x = np.random.default_rng(0).random((args.samples, *shape), dtype=np.float32)
         self.y = self.classifier.predict(self.x, batch_size=args.batch_size).argmax(1)
 
@@ -115,12 +135,21 @@ class Bench:
         return found | {"torchattacks PGD": run}
 
     def attacks(self) -> dict[str, Any]:
-        """Time attacks as multiples of the bare loop."""
+        """Time attacks that run the network as it is."""
+        return self._timed(False, self.rivals())
+
+    def compiled(self) -> dict[str, Any]:
+        """Time attacks that compile the network, which takes minutes before the first pass."""
+        return self._timed(True, {})
+
+    def _timed(self, compiled: bool, others: dict[str, Callable[[], object]]) -> dict[str, Any]:
+        """Time W-PGD with the options of a kind, and others, as multiples of the bare loop."""
         contestants = {"bare loop": self.floor()}
         for name, setting in OPTIONS.items():
-            contestants[f"W-PGD, cross-entropy, {name}"] = self.w_pgd(loss="ce", **setting)
-            contestants[f"W-PGD, ReDLR, {name}"] = self.w_pgd(**setting)
-        contestants |= self.rivals()
+            if setting.get("compile", False) is compiled:
+                contestants[f"W-PGD, cross-entropy, {name}"] = self.w_pgd(loss="ce", **setting)
+                contestants[f"W-PGD, ReDLR, {name}"] = self.w_pgd(**setting)
+        contestants |= others
         times = interleaved(contestants, self._args.repeats)
         return {name: ratio(times, name, "bare loop") for name in times} | {
             "bare loop, seconds": min(times["bare loop"])
@@ -172,20 +201,16 @@ class Bench:
         """Count images a second of our trainer and of TRADES written by hand."""
         size, steps = self._args.batch_size, self._args.steps // 2
         x, y = (torch.from_numpy(part[:size]).to(self.device) for part in (self.x, self.y))
-        settings: dict[str, dict[str, Any]] = {
-            "ours, float32": {"precision": "float32", "update_precision": "float32"},
-            "ours, all in bfloat16": {"precision": "bfloat16", "update_precision": "bfloat16"},
-        }
         contestants: dict[str, Callable[[], object]] = {
             "TRADES by hand, float32": lambda: self._by_hand(x, y, steps, None),
             "TRADES by hand, all in bfloat16": lambda: self._by_hand(x, y, steps, torch.bfloat16),
         }
         held = []
-        for name, setting in settings.items():
-            trainer = DistributionalTRADESTrainer(
-                self.classifier, eps=EPS, max_iter=steps, loss="ce", verbose=False, **setting
-            )
-            updates = Updates(self.classifier, trainer._common)
+        for name, setting in TRAINERS.items():
+            options = dict(setting)
+            classifier = self._copied(options.pop("channels_last", False))
+            trainer = DistributionalTRADESTrainer(classifier, eps=EPS, max_iter=steps, verbose=False, **options)
+            updates = Updates(classifier, trainer._common)
             method = trainer._method(updates, Shuffled(x.cpu(), y.cpu(), size, drop_last=False, seed=0))
             held.append(updates.prepared())
             held[-1].__enter__()
@@ -236,10 +261,11 @@ def _products(matrix: Tensor, times: int) -> None:
 
 def tests(args: argparse.Namespace) -> dict[str, Any]:
     """Run the tests on the device, in a process of their own."""
-    chosen = (
-        ["tests/test_speed.py", "-k", "elsewhere"] if args.quick else ["tests", "-m", "not slow", "--device", "cuda"]
-    )
-    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
+    workers = ["-n", str(max(1, (os.cpu_count() or 1) - 2)), "--dist", "worksteal"]
+    chosen = ["tests/test_speed.py", "-k", "elsewhere"]
+    if not args.quick:
+        chosen = ["tests", "-m", "not slow", "--device", "cuda", "--tb", "short", *workers]
+    line = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", *chosen]
     left = None if args.quick else 60 * args.minutes / 2
     try:
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=left)
@@ -247,6 +273,8 @@ def tests(args: argparse.Namespace) -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         lines = (error.stdout or b"").decode().splitlines()
         lines.append(f"stopped after {left} seconds")
+    if args.out is not None:
+        write_text(args.out / "tests.txt", "\n".join(lines))
     return {"failed": [line for line in lines if line.startswith(("FAILED", "ERROR"))], "end": lines[-1:]}
 
 
@@ -258,7 +286,9 @@ def parts(args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
         def run() -> dict[str, Any]:
             if name not in benches:
                 torch.manual_seed(0)
-                benches[name] = Bench(*networks(args)[name], args)
+                model, shape = networks(args)[name]
+                images = None if name != small or args.data_dir is None else load("cifar10", args.data_dir, train=False)
+                benches[name] = Bench(model, shape, images, args)
             found: dict[str, Any] = getattr(benches[name], what)()
             return found
 
@@ -267,8 +297,8 @@ def parts(args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
     small, large = networks(args)
     return {
         "tests": lambda: tests(args),
-        **{f"{what}, {small}": on(small, what) for what in ("attacks", "tuned", "knapsack", "training", "utilisation")},
-        **{f"{what}, {large}": on(large, what) for what in ("attacks", "knapsack", "utilisation")},
+        **{f"{what}, {small}": on(small, what) for what in SMALL},
+        **{f"{what}, {large}": on(large, what) for what in LARGE},
     }
 
 
@@ -288,6 +318,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--minutes", type=float, default=8.0, help="a part is begun only in the first so many")
     found.add_argument("--out", type=Path, help="folder of the parts' files")
     found.add_argument("--network", help="a network for CIFAR-10, module:function or a file")
+    found.add_argument("--data-dir", type=Path, help="folder with its test.npz")
+    found.add_argument("--parts", nargs="+", help="beginnings of the names of parts; all without")
     found.add_argument("--samples", type=int, default=1024)
     found.add_argument("--batch-size", type=int, default=256)
     found.add_argument("--steps", type=int, default=20)
@@ -303,7 +335,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started, found = time.monotonic(), {}
     print(machine())
     shown = Table("part", "what", "figure")
+    chosen = tuple(args.parts or [""])
     for name, run in parts(args).items():
+        if not name.startswith(chosen):
+            continue
         file = None if args.out is None else args.out / f"{name.replace(', ', '-').replace(' ', '-')}.json"
         if file is not None and file.exists():
             found[name] = json.loads(file.read_text(encoding="utf-8"))
