@@ -124,17 +124,20 @@ FASHION = Setting(
 CIFAR = FASHION._replace(
     data="cifar10",
     eps=DATA["cifar10"].eps,
-    images=6000,
-    batch=128,
+    images=4000,
     rate=0.02,
-    ema=0.95,
+    ema=0.9,
     padding=4,
     precision="bfloat16",
+    test_images=500,
+    gradients=60,
 )
 SETTINGS = {
     "fashion-mnist": FASHION,
     "cifar10": CIFAR,
-    "cifar10-resnet18": CIFAR._replace(images=25000, batch=256, at_once=1000),
+    "cifar10-resnet18": CIFAR._replace(
+        images=25000, batch=256, ema=0.95, test_images=1000, gradients=100, at_once=1000
+    ),
     QUICK: FASHION._replace(
         data=QUICK, images=160, batch=32, ema=0.9, test_images=24, gradients=30, padding=1, eps=DATA[QUICK].eps
     ),
