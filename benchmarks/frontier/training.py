@@ -81,13 +81,11 @@ def autoattack(bench: Bench, cells: Sequence[dict[str, Any]]) -> None:
 def table(cells: Sequence[dict[str, Any]]) -> None:
     """Print every point, mean and standard deviation over seeds, and the figures at equal clean accuracy."""
     points = points_of(cells)
-    seconds = {point_of(c["cell"]): c["training_seconds"] for c in cells if "training_seconds" in c}
-    shown = Table("", "seeds", "clean", "W_inf", "area", "W-PGD-20", "training, s")
+    shown = Table("", "seeds", "clean", "W_inf", "area", "W-PGD-20")
     for point in points:
         cell = {"method": point.method, "knob": point.knob}
         own = [spread([*point.figures[name]]) for name in FIGURES]
-        time_taken = f"{seconds[point_of(cell)]:.0f}" if point_of(cell) in seconds else ""
-        shown.row(shown_name(cell, point.weights), len(point.figures["clean"]), *own, time_taken)
+        shown.row(shown_name(cell, point.weights), len(point.figures["clean"]), *own)
     for cell in cells:
         if "failed" in cell:
             print(f"{cell['cell']} failed: {cell['failed']}")
