@@ -83,6 +83,7 @@ PERTURBED = 0.005
 METHODS: dict[str, Method] = {
     "TRADES": Method(PAPER, POINTWISE, values("beta", 6, 3, 12, 1.5) | values("radius", 1.5, 2)),
     "TRADES, 1.5 eps": Method(PAPER, {**POINTWISE, "radius": 1.5}, values("beta", 2, 1, 3)),
+    "TRADES, 2 eps": Method(PAPER, {**POINTWISE, "radius": 2.0}, values("beta", 1, 0.5)),
     "margin": Method(MARGIN, {}, values("beta", 3, 1.5, 6, 12, 1, 24)),
     "paper": Method(PAPER, {}, values("beta", 6, 3, 12) | values("radius", 1.5, 2)),
     "longer steps": Method(PAPER, {"path": LONGER}, values("beta", 6, 3, 12) | values("radius", 1.5)),

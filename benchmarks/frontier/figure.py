@@ -28,6 +28,8 @@ from benchmarks.frontier._settings import START
 PANELS = {"area": "area under the knapsack's curve in %", "winf": "W_inf at eps by least distances in %"}
 SHOWN = {
     "TRADES": ("#000000", "o"),
+    "TRADES, 1.5 eps": ("#7f5539", "p"),
+    "TRADES, 2 eps": ("#b08968", "h"),
     "TRADES-AWP": ("#999999", "s"),
     "AT": ("#56b4e9", "v"),
     "MMA": ("#cc79a7", "D"),
