@@ -87,6 +87,7 @@ METHODS: dict[str, Method] = {
     "margin": Method(MARGIN, {}, values("beta", 3, 1.5, 6, 12, 1, 24)),
     "paper": Method(PAPER, {}, values("beta", 6, 3, 12) | values("radius", 1.5, 2)),
     "longer steps": Method(PAPER, {"path": LONGER}, values("beta", 6, 3, 12) | values("radius", 1.5)),
+    "longer steps, 1.5 eps": Method(PAPER, {"path": LONGER, "radius": 1.5}, values("beta", 2, 1)),
     "TRADES-AWP": Method(
         PAPER, {**POINTWISE, "weight_perturbation": PERTURBED}, values("beta", 6, 3) | values("radius", 1.5, 2)
     ),
