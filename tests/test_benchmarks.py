@@ -320,7 +320,7 @@ def frontier_training(found: Any) -> None:
 
 def frontier_drawn(found: Any) -> None:
     page = (ROOT / "docs/results/frontier.md").read_text(encoding="utf-8")
-    assert {row["data"] for row in found} >= {"fashion-mnist", "cifar10-resnet18"}
+    assert "fashion-mnist" in {row["data"] for row in found}
     for row in found:
         name = row["method"] if row["knob"] is None else f"{row['method']}, {row['knob']}"
         name += ", averaged" if row["weights"] == "average" else ""
