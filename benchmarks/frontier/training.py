@@ -89,10 +89,26 @@ def table(cells: Sequence[dict[str, Any]]) -> None:
     for cell in cells:
         if "failed" in cell:
             print(f"{cell['cell']} failed: {cell['failed']}")
+    attacked(cells)
     start = next(point for point in points if point.method == START)
     for name, title in (("area", "area"), ("winf", "W_inf")):
         print()
         compare(points, start.mean("clean"), name, title)
+
+
+def attacked(cells: Sequence[dict[str, Any]]) -> None:
+    """Print W_inf on AutoAttack's images, by the search and by AutoAttack on top of it, where that was run."""
+    rows = [
+        (shown_name(cell["cell"], weights), f"{100 * point['searched']:.1f}", f"{100 * point['autoattack']:.1f}")
+        for cell in cells
+        for weights, point in cell.get("points", {}).items()
+        if "autoattack" in point
+    ]
+    if rows:
+        print()
+        shown = Table("W_inf on few images", "search", "AutoAttack")
+        for row in rows:
+            shown.row(*row)
 
 
 def compare(points: Sequence[Point], clean: float, name: str, title: str) -> None:
