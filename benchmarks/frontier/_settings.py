@@ -82,7 +82,7 @@ PERTURBED = 0.005
 """Length of the weights' perturbation in TRADES-AWP, as its authors have it."""
 METHODS: dict[str, Method] = {
     "TRADES": Method(PAPER, POINTWISE, values("beta", 6, 3, 12, 1.5) | values("radius", 1.5, 2)),
-    "TRADES, 1.5 eps": Method(PAPER, {**POINTWISE, "radius": 1.5}, values("beta", 2, 1, 3)),
+    "TRADES, 1.5 eps": Method(PAPER, {**POINTWISE, "radius": 1.5}, values("beta", 2, 1, 3, 0.5)),
     "TRADES, 2 eps": Method(PAPER, {**POINTWISE, "radius": 2.0}, values("beta", 1, 0.5)),
     "margin": Method(MARGIN, {}, values("beta", 3, 1.5, 6, 12, 1, 24)),
     "paper": Method(PAPER, {}, values("beta", 6, 3, 12) | values("radius", 1.5, 2)),
@@ -91,7 +91,10 @@ METHODS: dict[str, Method] = {
     "TRADES-AWP": Method(
         PAPER, {**POINTWISE, "weight_perturbation": PERTURBED}, values("beta", 6, 3) | values("radius", 1.5, 2)
     ),
-    "AT": Method(AdversarialTraining, POINTWISE, values("radius", 1, 0.5, 1.5, 2)),
+    "TRADES-AWP, 1.5 eps": Method(
+        PAPER, {**POINTWISE, "radius": 1.5, "weight_perturbation": PERTURBED}, values("beta", 2)
+    ),
+    "AT": Method(AdversarialTraining, POINTWISE, values("radius", 1, 0.5, 1.5, 2, 1.25)),
     "MMA": Method(MaxMarginTraining, {"p": math.inf, "budgets": 1, "beta": 2.0}, values("radius", 1.5, 1, 2, 3)),
     "max-margin": Method(MARGIN, {"p": math.inf, "budgets": 1}, values("beta", 1.5, 6) | values("radius", 2)),
     "combined": Method(PAPER, {"max_iter": MAX_ITER // 2}, values("gamma", 3, 1, 6)),
