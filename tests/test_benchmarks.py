@@ -322,7 +322,7 @@ def frontier_training(found: Any) -> None:
 
 def frontier_drawn(found: Any) -> None:
     page = (ROOT / "docs/results/frontier.md").read_text(encoding="utf-8")
-    assert {row["data"] for row in found} >= {"fashion-mnist", "cifar10-resnet18"}
+    assert "fashion-mnist" in {row["data"] for row in found}
     for row in found:
         name = row["method"] if row["knob"] is None else f"{row['method']}, {row['knob']}"
         name += ", averaged" if row["weights"] == "average" else ""
@@ -832,6 +832,14 @@ def test_stored_cells_are_read(file, capsys):
             curves = margin_figure.curves_of(cells, name, np.array(SHARES))
             assert (np.diff(curves) <= 0).all()
             assert (curves[:, 0] > 0).all()
+    elif file.stem.startswith("frontier_"):
+        points = _curves.points_of(cells)
+        assert points[0].method == "start"
+        assert all((point.figures["area"] < point.figures["clean"]).all() for point in points)
+        for cell in cells:  # what the page says is what the distances say
+            for point in cell["points"].values():
+                share = np.mean(np.array(point["distances"], float) > cell["setting"]["eps"])
+                assert point["winf"] == pytest.approx(share, abs=1e-5)
     else:
         summary.summarise(cells)
         page = (ROOT / "docs/results/README.md").read_text(encoding="utf-8")

@@ -65,7 +65,7 @@ class WassersteinMarginTrainer(FineTuner):
         p: float = 2,
         norm: float | str = np.inf,
         max_iter: int = 10,
-        beta: float = 1.5,
+        beta: float = 3.0,
         budgets: int = 8,
         window: int = 16,
         seed: int | None = None,

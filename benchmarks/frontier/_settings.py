@@ -24,7 +24,7 @@ class Setting(NamedTuple):
 
     :param data: Name of its images in `DATA`.
     :param eps: Budget.
-    :param images: Images of an epoch, a random part of the training set.
+    :param images: Images of an epoch, one random part of the training set for all cells.
     :param epochs: Number of epochs.
     :param batch: Images in a minibatch.
     :param rate: First learning rate, which falls to 0 along a cosine, step by step.
@@ -82,13 +82,19 @@ PERTURBED = 0.005
 """Length of the weights' perturbation in TRADES-AWP, as its authors have it."""
 METHODS: dict[str, Method] = {
     "TRADES": Method(PAPER, POINTWISE, values("beta", 6, 3, 12, 1.5) | values("radius", 1.5, 2)),
-    "margin": Method(MARGIN, {}, values("beta", 3, 1.5, 6, 12, 24)),
+    "TRADES, 1.5 eps": Method(PAPER, {**POINTWISE, "radius": 1.5}, values("beta", 2, 1, 3, 0.5)),
+    "TRADES, 2 eps": Method(PAPER, {**POINTWISE, "radius": 2.0}, values("beta", 1, 0.5)),
+    "margin": Method(MARGIN, {}, values("beta", 3, 1.5, 6, 12, 1, 24)),
     "paper": Method(PAPER, {}, values("beta", 6, 3, 12) | values("radius", 1.5, 2)),
     "longer steps": Method(PAPER, {"path": LONGER}, values("beta", 6, 3, 12) | values("radius", 1.5)),
+    "longer steps, 1.5 eps": Method(PAPER, {"path": LONGER, "radius": 1.5}, values("beta", 2, 1)),
     "TRADES-AWP": Method(
         PAPER, {**POINTWISE, "weight_perturbation": PERTURBED}, values("beta", 6, 3) | values("radius", 1.5, 2)
     ),
-    "AT": Method(AdversarialTraining, POINTWISE, values("radius", 1, 0.5, 1.5, 2)),
+    "TRADES-AWP, 1.5 eps": Method(
+        PAPER, {**POINTWISE, "radius": 1.5, "weight_perturbation": PERTURBED}, values("beta", 2)
+    ),
+    "AT": Method(AdversarialTraining, POINTWISE, values("radius", 1, 0.5, 1.5, 2, 1.25)),
     "MMA": Method(MaxMarginTraining, {"p": math.inf, "budgets": 1, "beta": 2.0}, values("radius", 1.5, 1, 2, 3)),
     "max-margin": Method(MARGIN, {"p": math.inf, "budgets": 1}, values("beta", 1.5, 6) | values("radius", 2)),
     "combined": Method(PAPER, {"max_iter": MAX_ITER // 2}, values("gamma", 3, 1, 6)),
@@ -96,6 +102,7 @@ METHODS: dict[str, Method] = {
     "ARMOR_D": Method(
         ARMORTraining, {**POINTWISE, "beta": 12.0}, values("divergence", 0.02, 0.1) | values("radius", 1.5)
     ),
+    "AT, W_2": Method(AdversarialTraining, {"path": LONGER}, values("radius", 1.5, 1, 2)),
     "margin, CE": Method(KnapsackTraining, {}, values("beta", 3, 1.5, 6, 12)),
     "margin, held": Method(HeldMargin, {"beta": 3.0}, values("points", 0, 1, 2)),
     "margin-AWP": Method(MARGIN, {"weight_perturbation": PERTURBED}, values("beta", 6, 3, 12)),
@@ -123,17 +130,20 @@ FASHION = Setting(
 CIFAR = FASHION._replace(
     data="cifar10",
     eps=DATA["cifar10"].eps,
-    images=6000,
-    batch=128,
+    images=4000,
     rate=0.02,
-    ema=0.95,
+    ema=0.9,
     padding=4,
     precision="bfloat16",
+    test_images=500,
+    gradients=60,
 )
 SETTINGS = {
     "fashion-mnist": FASHION,
     "cifar10": CIFAR,
-    "cifar10-resnet18": CIFAR._replace(images=25000, batch=256, at_once=1000),
+    "cifar10-resnet18": CIFAR._replace(
+        images=25000, batch=256, ema=0.95, test_images=1000, gradients=100, at_once=1000
+    ),
     QUICK: FASHION._replace(
         data=QUICK, images=160, batch=32, ema=0.9, test_images=24, gradients=30, padding=1, eps=DATA[QUICK].eps
     ),

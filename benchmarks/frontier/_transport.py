@@ -61,7 +61,7 @@ class _SoftBall(AlgorithmOne):
             delta = torch.empty_like(x).uniform_(-self._eps, self._eps)
             for _ in self._steps:
                 delta = shrunk(
-                    delta + step * self._objective.gradient(x + delta, labels)[1].sign(), self._eps, self._price
+                    delta + step * self._objective.gradient(x + delta, labels).gradient.sign(), self._eps, self._price
                 )
                 delta = (x + delta).clamp(0, 1) - x
         self._lengths = torch.cat([self._lengths, delta.abs().mean()[None].cpu()])

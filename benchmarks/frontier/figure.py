@@ -4,7 +4,7 @@
     python -m benchmarks.frontier.figure docs/results/frontier_*.json --figure docs/results/frontier.png
 
 One row of panels a file. Filled markers are last weights, hollow ones their averages, and lines follow a method's knob.
-A quick run takes the cells of docs/results.
+Panels show what lies near the start. A quick run takes the cells of docs/results.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from benchmarks.frontier._settings import START
 PANELS = {"area": "area under the knapsack's curve in %", "winf": "W_inf at eps by least distances in %"}
 SHOWN = {
     "TRADES": ("#000000", "o"),
+    "TRADES, 1.5 eps": ("#7f5539", "p"),
+    "TRADES, 2 eps": ("#b08968", "h"),
     "TRADES-AWP": ("#999999", "s"),
     "AT": ("#56b4e9", "v"),
     "MMA": ("#cc79a7", "D"),
@@ -38,6 +40,8 @@ SHOWN = {
 }
 """Colour and marker of the methods that are drawn unless others are named."""
 OTHERS = ("#f0e442", "X")
+LEFT, RIGHT, BELOW = 5.0, 2.0, 2.5
+"""How far from the start panels reach, in points; what lies further off is in the table alone."""
 
 
 def draw(files: dict[str, list[Point]], methods: Sequence[str], file: Path) -> None:
@@ -61,15 +65,19 @@ def draw_panel(axes: Any, points: Sequence[Point], methods: Sequence[str], name:
     """Draw one figure over clean accuracy."""
     for point in points:
         if point.method == START:
-            axes.plot(point.mean("clean"), point.mean(name), "k*", markersize=12, label=START)
+            x, y = point.mean("clean"), point.mean(name)
+            axes.plot(x, y, "k*", markersize=12, label=START)
+            axes.set(xlim=(x - LEFT, x + RIGHT))
+            highest = max(point.mean(name) for point in points)
+            axes.set(ylim=(y - BELOW, highest + BELOW / 5))
     for method in methods:
         colour, marker = SHOWN.get(method, OTHERS)
         label = method
         for weights, filling in ((LAST, colour), (AVERAGED, "none")):
             for curve in curves_of(points, method, weights):
-                x, y = ([point.mean(key) for point in curve] for key in ("clean", name))
+                along = ([point.mean(key) for point in curve] for key in ("clean", name))
                 style = {"color": colour, "marker": marker, "markerfacecolor": filling, "markersize": 5}
-                axes.plot(x, y, linewidth=0.8, alpha=0.9, label=label, **style)
+                axes.plot(*along, linewidth=0.8, alpha=0.9, label=label, **style)
                 label = "_"  # one entry of the legend for all
 
 

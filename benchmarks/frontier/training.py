@@ -9,8 +9,8 @@
 DIR is as for networks/robust.py. Every cell, one method, one value of its knob and one seed, is kept in runs/frontier
 as soon as it is done; a run that is stopped goes on where it was. `--shard 0/3`, `1/3` and `2/3` share the cells among
 three processes, and `--minutes` begins no cell after so many. All methods have the same network to start from, the same
-images in the same order, the same optimiser and cycle, and at most 10 gradient evaluations a sample in the inner
-problem; every training gives two points, its last weights and their average.
+images, in the same order with the same seed, the same optimiser and cycle, and at most 10 gradient evaluations a sample
+in the inner problem; every training gives two points, its last weights and their average.
 """
 
 from __future__ import annotations
@@ -81,20 +81,34 @@ def autoattack(bench: Bench, cells: Sequence[dict[str, Any]]) -> None:
 def table(cells: Sequence[dict[str, Any]]) -> None:
     """Print every point, mean and standard deviation over seeds, and the figures at equal clean accuracy."""
     points = points_of(cells)
-    seconds = {point_of(c["cell"]): c["training_seconds"] for c in cells if "training_seconds" in c}
-    shown = Table("", "seeds", "clean", "W_inf", "area", "W-PGD-20", "training, s")
+    shown = Table("", "seeds", "clean", "W_inf", "area", "W-PGD-20")
     for point in points:
         cell = {"method": point.method, "knob": point.knob}
         own = [spread([*point.figures[name]]) for name in FIGURES]
-        time_taken = f"{seconds[point_of(cell)]:.0f}" if point_of(cell) in seconds else ""
-        shown.row(shown_name(cell, point.weights), len(point.figures["clean"]), *own, time_taken)
+        shown.row(shown_name(cell, point.weights), len(point.figures["clean"]), *own)
     for cell in cells:
         if "failed" in cell:
             print(f"{cell['cell']} failed: {cell['failed']}")
+    attacked(cells)
     start = next(point for point in points if point.method == START)
     for name, title in (("area", "area"), ("winf", "W_inf")):
         print()
         compare(points, start.mean("clean"), name, title)
+
+
+def attacked(cells: Sequence[dict[str, Any]]) -> None:
+    """Print W_inf on AutoAttack's images, by the search and by AutoAttack on top of it, where that was run."""
+    rows = [
+        (shown_name(cell["cell"], weights), f"{100 * point['searched']:.1f}", f"{100 * point['autoattack']:.1f}")
+        for cell in cells
+        for weights, point in cell.get("points", {}).items()
+        if "autoattack" in point
+    ]
+    if rows:
+        print()
+        shown = Table("W_inf on few images", "search", "AutoAttack")
+        for row in rows:
+            shown.row(*row)
 
 
 def compare(points: Sequence[Point], clean: float, name: str, title: str) -> None:

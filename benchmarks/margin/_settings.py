@@ -63,9 +63,11 @@ class Setting(NamedTuple):
 
 
 PAPER, MARGIN = DistributionalTRADESTrainer, WassersteinMarginTrainer
+BETA = 1.5
+"""The margin trainer's beta where a name has none."""
 METHODS: dict[str, tuple[type[FineTuner], dict[str, Any]]] = {
     "TRADES": (PAPER, {"p": math.inf, "loss": "ce"}),
-    "max-margin": (MARGIN, {"p": math.inf, "budgets": 1}),
+    "max-margin": (MARGIN, {"p": math.inf, "budgets": 1, "beta": BETA}),
     "paper": (PAPER, {}),
     "paper, its rate": (PAPER, {}),
     "paper, combined": (PAPER, {"gamma": 3.0}),
@@ -73,12 +75,12 @@ METHODS: dict[str, tuple[type[FineTuner], dict[str, Any]]] = {
     "paper, longer steps, beta 3": (PAPER, {"longer": LONGER, "beta": 3.0}),
     "paper, longer steps, beta 12": (PAPER, {"longer": LONGER, "beta": 12.0}),
     "paper, longer steps, 16 of them": (PAPER, {"longer": LONGER, "max_iter": 16}),
-    "margin": (MARGIN, {}),
+    "margin": (MARGIN, {"beta": BETA}),
     "margin, beta 2": (MARGIN, {"beta": 2.0}),
     "margin, beta 4": (MARGIN, {"beta": 4.0}),
     "margin, one budget": (MARGIN, {"budgets": 1, "beta": 1.0}),
-    "margin, augmented": (AugmentedMargin, {}),
-    "margin, weights perturbed": (PerturbedMargin, {}),
+    "margin, augmented": (AugmentedMargin, {"beta": BETA}),
+    "margin, weights perturbed": (PerturbedMargin, {"beta": BETA}),
 }
 """Classes and their options; names that differ after ", beta" are variants of one method."""
 COMPARED = ("TRADES", "max-margin", "paper", "paper, combined", "paper, longer steps", "margin")

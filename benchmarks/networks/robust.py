@@ -19,6 +19,7 @@ import numpy as np
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerFBFPyTorch, AdversarialTrainerMadryPGD
 from art.estimators.classification import PyTorchClassifier
+from torch import nn
 
 from art_wdro import adversarial_accuracy
 from art_wdro._sources.data import Split
@@ -37,6 +38,12 @@ def robust_network(name: str, directory: Path | None) -> PyTorchClassifier:
     classifier = classifier_of(model, DATA[name].shape, device_type="gpu", **optimiser)
     trained(model, name, f"{name}.pt", lambda: train(classifier, name, directory))
     return classifier
+
+
+def cifar10() -> nn.Module:
+    """Return the trained network for CIFAR-10, for programs that take a module and a function."""
+    network: nn.Module = robust_network("cifar10", None).model
+    return network
 
 
 def train(classifier: PyTorchClassifier, name: str, directory: Path | None) -> None:
