@@ -150,6 +150,7 @@ def cifar10(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:W-PGD.* is too weak here")  # 100 images are few, and two epochs teach little
 def test_a_recipe_from_scratch(cifar10, capsys, tmp_path, monkeypatch):
     """It learns, leaves weights and a report, and goes on where it was stopped, to the same weights."""
     update, updates = Updates.__call__, []
