@@ -97,7 +97,8 @@ def chosen(found: dict[str, Found], labels: np.ndarray, clean: np.ndarray) -> np
 def draw_images(data: Split, rows: dict[str, Found], shown: np.ndarray, names: Sequence[str], file: Path) -> None:
     """Draw the images, clean and attacked, and under them where each attack spent its budget."""
     figure = empty_figure()
-    figure.set_size_inches(1.15 * len(shown) + 0.4, 1.36 * len(rows) + 2.4)
+    # as wide as the bars need, however few images there are
+    figure.set_size_inches(1.15 * max(5, len(shown)) + 0.4, 1.36 * len(rows) + 2.4)
     images, bars = figure.subfigures(2, 1, height_ratios=(1.36 * len(rows), 2.4))
     grid = images.subplots(len(rows), len(shown), squeeze=False)
     for line, (name, found) in zip(grid, rows.items(), strict=True):
