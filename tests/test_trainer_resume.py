@@ -132,6 +132,28 @@ def test_a_run_that_is_asked_to_end_finishes_its_minibatch(tmp_path, monkeypatch
     assert len(trained) == EPOCHS * BATCHES
 
 
+@pytest.mark.parametrize("error", [RuntimeError, ConnectionResetError, EOFError, FileNotFoundError])
+@pytest.mark.parametrize("mode", ["data set", "loader", "loader of a generator"])
+def test_data_that_cannot_be_read_any_more_as_the_run_is_asked_to_end(tmp_path, monkeypatch, mode, error):
+    """What torch raises depends on what a process that reads data was about when it died."""
+    expected = resume_worker.run(mode, tmp_path / "whole.ckpt", None)
+    left, read = [SAMPLES + 2 * SIZE + 5], resume_worker.Noisy.__getitem__
+
+    def dying(data: resume_worker.Noisy, index: int) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            terminate()
+            raise error("a process that reads data died")
+        return read(data, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume_worker.Noisy, "__getitem__", dying)
+        with pytest.raises(SystemExit) as ended:
+            resume_worker.run(mode, tmp_path / "run.ckpt", None)
+    assert ended.value.code == 143
+    assert_same(resume_worker.run(mode, tmp_path / "run.ckpt", None), expected)
+
+
 GROUP = """
 import pathlib, sys
 from tests import resume_worker

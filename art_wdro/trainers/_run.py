@@ -159,7 +159,7 @@ class Run:
         while True:
             try:
                 batch = next(batches, None)
-            except RuntimeError:
+            except Exception:  # a reader that dies shows as whatever it was about to hand over
                 pauses.after_failure()
                 raise
             if batch is None:
