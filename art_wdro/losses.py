@@ -110,58 +110,80 @@ def redlr_towards_target(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _ratio(logits: Tensor, labels: Tensor, rectified: bool) -> Tensor:
-    """Compute DLR or ReDLR, whose gradient has a closed form if there are three classes."""
-    if logits.shape[1] < 3 or not (logits.requires_grad and torch.is_grad_enabled()):
-        return _plain_ratio(logits, labels, rectified)
-    found: Tensor = _Ratio.apply(logits, labels, rectified)
+    """Compute DLR or ReDLR, which under three classes is the margin."""
+    if logits.shape[1] < 3:
+        gap = margins(logits, labels)
+        return torch.where(gap < 0, gap, 0.0) if rectified else gap
+    if not (logits.requires_grad and torch.is_grad_enabled()):
+        return _parts(logits, labels, rectified).loss
+    found: Tensor = _Ratio.apply(logits, labels, rectified)[0]
     return found
 
 
-def _plain_ratio(logits: Tensor, labels: Tensor, rectified: bool) -> Tensor:
-    loss = margins(logits, labels) / _spread(logits)
-    return torch.where(loss < 0, loss, 0.0) if rectified else loss
+class _Parts(NamedTuple):
+    """A ratio (z_rival - z_y) / (z_(1) - z_(3)) and what its gradient is made of.
+
+    :param loss: The ratio, (N,).
+    :param slope: Its derivative by z_rival, (N,).
+    :param by_spread: Its derivative by z_(3), (N,).
+    :param pair: The rival and the label, (N, 2).
+    :param ends: The first and the third class, (N, 2).
+    """
+
+    loss: Tensor
+    slope: Tensor
+    by_spread: Tensor
+    pair: Tensor
+    ends: Tensor
+
+
+def _parts(logits: Tensor, labels: Tensor, rectified: bool) -> _Parts:
+    """Compute the ratio of at least three classes in operations that torch differentiates."""
+    values, classes = logits.topk(3, dim=1)
+    own, first = logits.gather(1, labels[:, None])[:, 0], classes[:, 0] == labels
+    other, rival = (torch.where(first, top[:, 1], top[:, 0]) for top in (values, classes))
+    spread = values[:, 0] - values[:, 2]
+    divisor = spread.clamp(min=DENOMINATOR_FLOOR)
+    loss, slope = (other - own) / divisor, divisor.reciprocal()
+    if rectified:
+        below = loss < 0
+        loss, slope = torch.where(below, loss, 0.0), slope * below
+    by_spread = slope * loss * (spread >= DENOMINATOR_FLOOR)
+    return _Parts(loss, slope, by_spread, torch.stack([rival, labels], 1), classes[:, ::2])
 
 
 class _Ratio(torch.autograd.Function):
     """The ratio with its gradient in closed form, which takes a third of the launches of automatic differentiation."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, rectified: bool) -> Tensor:
-        values, classes = logits.topk(3, dim=1)
-        first = classes[:, 0] == labels
-        own, other = logits.gather(1, labels[:, None])[:, 0], torch.where(first, values[:, 1], values[:, 0])
-        rival = torch.where(first, classes[:, 1], classes[:, 0])
-        spread = values[:, 0] - values[:, 2]
-        divisor = spread.clamp(min=DENOMINATOR_FLOOR)
-        found = (other - own) / divisor
-        slope = divisor.reciprocal()
-        if rectified:
-            below = found < 0
-            found, slope = torch.where(below, found, 0.0), slope * below
-        ctx.save_for_backward(logits, labels)
-        ctx.rectified = rectified
-        ctx.known = torch.stack([rival, labels], 1), classes[:, ::2], slope, found, spread
-        return found
+    def forward(logits: Tensor, labels: Tensor, rectified: bool) -> tuple[Tensor, ...]:
+        return tuple(_parts(logits, labels, rectified))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        logits, labels, ctx.rectified = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(logits, labels, *output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *rest: None) -> tuple[Tensor | None, ...]:
+        parts = _Parts(*ctx.saved_tensors)
+        pair, ends = tangent.gather(1, parts.pair), tangent.gather(1, parts.ends)
+        gained = (pair[:, 0] - pair[:, 1]) * parts.slope - (ends[:, 0] - ends[:, 1]) * parts.by_spread
+        return gained, None, None, None, None
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        logits, labels = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody will differentiate the gradient
-            plain = _plain_ratio(logits, labels, ctx.rectified)
-            return torch.autograd.grad(plain, logits, gradients[0], create_graph=True)[0], None, None
-        pair, ends, slope, found, spread = ctx.known
-        by_gap = gradients[0] * slope
-        by_spread = by_gap * found * (spread >= DENOMINATOR_FLOOR)
+        logits, labels, *known = ctx.saved_tensors
+        # with gradients on, somebody will differentiate this one
+        parts = _parts(logits, labels, ctx.rectified) if torch.is_grad_enabled() else _Parts(*known)
+        by_gap, by_spread = gradients[0] * parts.slope, gradients[0] * parts.by_spread
         # one after the other, as no class comes twice in a pair: on a GPU the order of sums would be left to chance
-        gradient = torch.zeros_like(logits).scatter_(1, pair, torch.stack([by_gap, -by_gap], 1))
-        return gradient.scatter_add_(1, ends, torch.stack([-by_spread, by_spread], 1)), None, None
-
-
-def _spread(logits: Tensor) -> Tensor | float:
-    if logits.shape[1] < 3:
-        return 1.0
-    top = logits.topk(3, dim=1).values
-    return (top[:, 0] - top[:, 2]).clamp(min=DENOMINATOR_FLOOR)
+        gradient = torch.zeros_like(logits).scatter(1, parts.pair, torch.stack([by_gap, -by_gap], 1))
+        return gradient.scatter_add(1, parts.ends, torch.stack([-by_spread, by_spread], 1)), None, None
 
 
 def class_indices(labels: Tensor, nb_classes: int) -> Tensor:

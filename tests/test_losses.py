@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from art_wdro import DLRLoss, ReDLRLoss, WassersteinPGD, adversarial_accuracy
-from art_wdro.losses import are_probabilities, attack_objective
+from art_wdro.losses import are_probabilities, attack_objective, dlr, redlr
 from tests.conftest import linear_problem
 
 LOGITS = hnp.arrays(
@@ -78,6 +78,27 @@ def test_gradients_are_those_of_automatic_differentiation(loss, logits, label):
 def test_losses_can_be_differentiated_twice(loss):
     logits = torch.tensor([[4.0, 1.0, 0.5], [0.0, 3.0, 1.0]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda z: loss(z, torch.tensor([0, 0])), logits)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own use of it
+@pytest.mark.parametrize("loss", [dlr, redlr])
+def test_losses_take_the_transforms_of_torch_func(loss):
+    logits = torch.tensor([[4.0, 1.0, 0.5], [0.0, 3.0, 1.0], [2.0, 1.0, 1.5]], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 0, 2])
+
+    def single(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return loss(z[None], y[None])[0]
+
+    plain = logits.detach()
+    (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), logits)
+    torch.testing.assert_close(torch.func.grad(lambda z: loss(z, labels).sum())(plain), gradient)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(single))(plain, labels), gradient)
+    tangent = torch.linspace(-1, 1, 9, dtype=torch.float64).view(3, 3)
+    _, moved = torch.func.jvp(torch.func.grad(lambda z: loss(z, labels).sum()), (plain,), (tangent,))
+    curved = torch.autograd.functional.hessian(lambda z: loss(z, labels).sum(), plain).flatten(2).flatten(0, 1)
+    torch.testing.assert_close(moved.flatten(), curved @ tangent.flatten())
+    hessians = torch.func.vmap(torch.func.hessian(single))(plain, labels)
+    torch.testing.assert_close(torch.block_diag(*hessians), curved)
 
 
 def test_a_tie_counts_as_misclassified():
