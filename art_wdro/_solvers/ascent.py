@@ -23,7 +23,7 @@ from art_wdro._solvers.iterate import Best, Iterate
 from art_wdro._solvers.objective import Gradient, Objective, Value
 from art_wdro._solvers.passes import LogitsOf, Passes
 from art_wdro._solvers.resumed import check_iterate
-from art_wdro._storage.arrays import Rows, Some, few_sizes, parts, staged
+from art_wdro._storage.arrays import Rows, Some, few_sizes, parts, put, staged
 from art_wdro._storage.checkpoint import Checkpoint
 from art_wdro._threat.geometry import sample_lengths
 from art_wdro._threat.norms import dual_exponent, power_mean, whole_power_mean
@@ -336,11 +336,8 @@ class _Evaluation:
             self._set(rows, self._objective.value(point, self._labels[rows]))
 
     def _set(self, rows: Some, value: Value) -> None:
-        if len(value.losses) == len(self.losses) and isinstance(rows, slice):
-            self.losses, self.standing = value.losses.double(), value.standing
-            return
-        self.losses[rows] = value.losses.double()
-        self.standing[rows] = value.standing
+        self.losses = put(self.losses, rows, value.losses.double())
+        self.standing = put(self.standing, rows, value.standing)
 
     def _chosen(self, which: Tensor) -> list[Tensor]:
         indices = which.nonzero()[:, 0]

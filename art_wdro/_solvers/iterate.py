@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
 from art_wdro._ranks import total
-from art_wdro._storage.arrays import Rows, Some, parts, staged
+from art_wdro._storage.arrays import Rows, Some, parts, put, staged
 from art_wdro._threat.geometry import (
     SIGN_NORMS,
     allowed_radii,
@@ -21,8 +19,6 @@ from art_wdro._threat.geometry import (
 )
 from art_wdro._threat.norms import dual_norms, per_sample, sample_norms
 from art_wdro._threat.threat import Threat
-
-Kept = TypeVar("Kept", Tensor, Rows)
 
 
 class Best:
@@ -89,13 +85,13 @@ class Iterate:
     def take_direction(self, rows: Some, point: Tensor, gradient: Tensor) -> None:
         """Note the dual norm and the steepest direction of some samples' gradients at their points."""
         r, box = self._threat.r, self._threat.box
-        self.slopes = self._put(self.slopes, rows, dual_norms(gradient, r))
+        self.slopes = put(self.slopes, rows, dual_norms(gradient, r), self.at_once)
         # only l_1's direction needs to know what the box lets move
         free = movable_coordinates(point, gradient, *box) if box is not None and r == 1.0 else None
         direction = sample_direction(gradient, r, free)
         # a length of 0 cancels any sign, but not NaN
         direction = direction if r in SIGN_NORMS else direction.nan_to_num_(0.0, 0.0, 0.0)
-        self._directions = self._put(self._directions, rows, direction)
+        self._directions = put(self._directions, rows, direction, self.at_once)
 
     def step(self, lengths: Tensor, eps: Tensor, best: Best | None) -> None:
         """Move every sample by its length along its direction, and project into the ball of radius eps.
@@ -110,19 +106,12 @@ class Iterate:
                 best.offer(rows, point)
             delta = point - origin
             delta += direction * per_sample(lengths[rows], delta)
-            self._norms = self._put(self._norms, rows, sample_norms(delta, r))
-            self.x = self._put(self.x, rows, delta)
+            self._norms = put(self._norms, rows, sample_norms(delta, r), self.at_once)
+            self.x = put(self.x, rows, delta, self.at_once)
         self.radii = radii = allowed_radii(self._norms, eps, p)
         for rows, delta, origin in staged(self._parts, self.x, self._data):
             moved = origin + project_on_balls(delta, radii[rows], r)
-            self.x = self._put(self.x, rows, moved if box is None else clip(moved, *box))
-
-    def _put(self, kept: Kept, rows: Some, values: Tensor) -> Kept:
-        """Write values of some samples, and return where all lie: the values themselves if they are all there are."""
-        if self.at_once and len(values) == len(kept):
-            return values if isinstance(kept, Tensor) else Rows(values, kept.device)
-        kept[rows] = values
-        return kept
+            self.x = put(self.x, rows, moved if box is None else clip(moved, *box), self.at_once)
 
     def moved(self, lengths: Tensor) -> Tensor:
         """Tell which samples the last step moved, boolean, (N,), from its lengths, (N,)."""

@@ -15,7 +15,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 Some = slice | Tensor
 """Rows: a slice, or indices on the device that computes, (n,)."""
+Kept = TypeVar("Kept", Tensor, "Rows")
 
 CACHED = 2**17
 """Numbers worked on at once on a CPU: with their temporaries they fit the cache of a core (docs/performance.md)."""
@@ -128,6 +129,20 @@ class Rows:
         if self._touched > TOUCHED:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
+
+
+def put(kept: Kept, rows: Some, values: Tensor, instead: bool = True) -> Kept:
+    """Write values of some rows, and return where all lie.
+
+    :param kept: Values of all rows.
+    :param rows: Which ones to write, each once and in order.
+    :param values: Their values.
+    :param instead: Whether values of all rows may take the place of `kept`, which saves a copy.
+    """
+    if instead and len(values) == len(kept):
+        return values if isinstance(kept, Tensor) else Rows(values, kept.device)
+    kept[rows] = values
+    return kept
 
 
 def parts(count: int, size: int) -> list[slice]:
