@@ -25,7 +25,7 @@ import benchmarks
 from art_wdro import WassersteinMarginTrainer
 from benchmarks import _cells
 from benchmarks._cells import Cells, cells_of, file_of, read_cells, run_cell
-from benchmarks._command import command, parsed, with_data
+from benchmarks._command import command, parsed, share, with_data, with_shard
 from benchmarks._counting import Counter
 from benchmarks._files import compact, keep, keep_cells
 from benchmarks._settings import DATA, QUICK, SHARES
@@ -810,6 +810,14 @@ def test_quick_values_give_way_to_the_command_line():
     line.add_argument("--repeats", type=int, default=7)
     args = parsed(line, ["--quick", "--repeats", "3"], samples=8, repeats=1)
     assert (args.name, args.samples, args.repeats) == (QUICK, 8, 3)
+
+
+def test_processes_share_work_and_leave_none():
+    line = with_shard(command("text"), "the items")
+    shards = [line.parse_args(["--shard", f"{number}/3"]).shard for number in range(3)]
+    parts = [share(range(7), shard) for shard in shards]
+    assert [list(part) for part in parts] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert list(share(range(7), line.parse_args([]).shard)) == list(range(7))
 
 
 def test_a_data_set_must_be_named(capsys):

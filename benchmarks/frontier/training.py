@@ -30,7 +30,7 @@ import torch
 from art_wdro._storage.files import write_text
 from art_wdro.evaluation._autoattack import autoattack_points
 from benchmarks._cells import file_of, read_cells
-from benchmarks._command import command, parsed, with_data
+from benchmarks._command import command, parsed, share, with_data, with_shard
 from benchmarks._files import keep_cells
 from benchmarks._settings import QUICK, SEEDS
 from benchmarks._tables import Table, spread
@@ -123,7 +123,7 @@ def compare(points: Sequence[Point], clean: float, name: str, title: str) -> Non
                 shown.row(shown_name({"method": method, "knob": None}, weights), *texts)
 
 
-def wanted(args: argparse.Namespace) -> list[dict[str, Any]]:
+def wanted(args: argparse.Namespace) -> Sequence[dict[str, Any]]:
     """Return this process's share of the cells that the command line names."""
     only = QUICK_POINTS if args.quick and not args.only else args.only
     names = [*METHODS, START, *map(point_of, cells_of((0,)))]
@@ -131,16 +131,7 @@ def wanted(args: argparse.Namespace) -> list[dict[str, Any]]:
     if unknown:
         raise SystemExit(f"--only is {unknown[0]!r}; allowed are methods and their points, {', '.join(names)}")
     found = [c for c in cells_of(tuple(args.seeds)) if not only or {c["method"], point_of(c)} & set(only)]
-    number, count = args.shard
-    return found[number::count]
-
-
-def shard(text: str) -> tuple[int, int]:
-    """Read which share of the cells a process takes."""
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; allowed is i/n with i from 0 to n - 1")
-    return int(number), int(count)
+    return share(found, args.shard)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -155,11 +146,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     found.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after so many")
     found.add_argument("--only", nargs="+", help='methods or points, as "TRADES" or "TRADES, beta 3"; all unless given')
-    found.add_argument(
-        "--shard", type=shard, default=(0, 1), help="i/n: take every n-th of the cells, from the i-th on"
-    )
     found.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS[:1]))
-    return found
+    return with_shard(found, "the cells")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
