@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from art.data_generators import DataGenerator
 from art.estimators.classification import PyTorchClassifier
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from art_wdro import WassersteinKnapsack, knapsack_accuracy, perturb_weights
+from art_wdro import WassersteinKnapsack, knapsack_accuracy, perturb_weights, shift_and_flip
 from art_wdro._reproduction.protocol import paper_figures
 from art_wdro._solvers.boundary import boundary
 from art_wdro._sources.data import Split, load_data
@@ -26,7 +27,6 @@ from benchmarks._cells import file_of, run_cell
 from benchmarks._counting import Counter
 from benchmarks._settings import DATA, SHARES
 from benchmarks._timing import timed
-from benchmarks.margin._remedies import Stream
 from benchmarks.margin._settings import MARGIN, MAX_ITER, METHODS, RATES, SETTINGS, Setting
 from benchmarks.networks._architectures import classifier_of
 from benchmarks.networks._data import load
@@ -34,6 +34,26 @@ from benchmarks.networks.pretrained import pretrained, untrained
 
 GRID = np.linspace(0, 1, 41)
 """Budgets of the area, in eps."""
+
+
+class Stream(DataGenerator):  # type: ignore[misc]
+    """Images in a fixed order, each of them once: every epoch has some of its own."""
+
+    def __init__(self, data: Split, size: int, batch_size: int) -> None:
+        """Cut minibatches, none of which spans two epochs.
+
+        :param data: The images of all epochs.
+        :param size: Images of an epoch.
+        :param batch_size: Images in a minibatch.
+        """
+        super().__init__(size, batch_size)
+        starts = [first + own for first in range(0, len(data.x), size) for own in range(0, size, batch_size)]
+        self._parts = zip(*(np.split(part, starts[1:]) for part in data), strict=True)
+
+    def get_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the next minibatch."""
+        x, y = next(self._parts)
+        return x, y
 
 
 def classifier_for(name: str, rate: float) -> PyTorchClassifier:
@@ -49,6 +69,7 @@ def trained(name: str, train: Split, cell: dict[str, Any], file: Path) -> tuple[
     cls, options = called_with(cell["method"])
     if "longer" in options:
         options["eps_step"] = options.pop("longer") * setting.eps / options["max_iter"]
+    augment = shift_and_flip(padding=4) if options.pop("augmented", setting.fresh) else None
     classifier = classifier_for(name, RATES[cell["rate"]])
     torch.manual_seed(seed)
     perturb_weights(classifier, seed=seed)
@@ -57,9 +78,9 @@ def trained(name: str, train: Split, cell: dict[str, Any], file: Path) -> tuple[
     trainer = cls(classifier, **options)
     order = np.random.default_rng(seed).permutation(len(train.x))
     scheduler = CosineAnnealingLR(classifier.optimizer, setting.epochs) if cell["rate"].startswith("cosine") else None
-    shared: dict[str, Any] = {"nb_epochs": setting.epochs, "scheduler": scheduler}
+    shared: dict[str, Any] = {"nb_epochs": setting.epochs, "scheduler": scheduler, "augment": augment}
     if setting.fresh:
-        stream = Stream(*train.choose(order[: setting.images * setting.epochs]), setting.images, setting.batch)
+        stream = Stream(train.choose(order[: setting.images * setting.epochs]), setting.images, setting.batch)
         trainer.fit_generator(stream, **shared)
     else:
         rows, checkpoint = order[: setting.images], file.with_suffix(".ckpt")
