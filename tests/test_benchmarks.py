@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 import benchmarks
 from art_wdro._sources.data import Split
-from benchmarks import _cells
+from benchmarks import _autoattack, _cells
 from benchmarks._cells import Cells, cells_of, file_of, read_cells, run_cell
 from benchmarks._command import command, parsed, share, with_data, with_shard
 from benchmarks._counting import Counter
@@ -530,6 +530,24 @@ def test_a_stream_has_other_images_in_every_epoch():
     assert [len(part) for part in x] == [3, 3, 1] * 2
     assert np.array_equal(np.concatenate(x), data.x)
     assert np.array_equal(np.concatenate(y), data.y)
+
+
+def test_autoattack_is_run_on_what_stands_and_kept(tmp_path, monkeypatch):
+    problem = linear_problem(clip_values=(0.0, 1.0))
+    test = Split(problem.x[1:7], problem.y[1:7])  # all of them right
+    other = torch.from_numpy(problem.x[problem.y != test.y[0]][1:2])
+    point = {"distances": [0.3, 0.05, 0.2, 0.4, 0.15, math.inf]}
+    cell = {"setting": {"eps": 0.1}, "points": {"last": point}}
+    monkeypatch.setattr(_autoattack, "IMAGES", 5)
+
+    def first_flipped(_, x, y, r, eps, at_once):
+        assert (len(x), r, eps, at_once) == (4, math.inf, 0.1, 7)
+        return torch.cat([other, x[1:]]), 0.0
+
+    monkeypatch.setattr(_autoattack, "autoattack_points", first_flipped)
+    shown = _autoattack.attack_standing(tmp_path / "a.json", cell, point, problem.classifier, test, 7)
+    assert shown == {"searches": 80.0, "autoattack": 60.0}
+    assert json.loads((tmp_path / "a.json").read_text())["points"]["last"]["autoattack"] == 0.6
 
 
 # The trainers that differ from the package's

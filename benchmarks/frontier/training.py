@@ -24,11 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from art_wdro._storage.files import write_text
-from art_wdro.evaluation._autoattack import autoattack_points
+from benchmarks._autoattack import attack_standing, both
 from benchmarks._cells import file_of, read_cells
 from benchmarks._command import command, parsed, share, with_data, with_shard
 from benchmarks._files import keep_cells
@@ -38,8 +36,6 @@ from benchmarks.frontier._cells import Bench, bench_of, restored, run_point, sho
 from benchmarks.frontier._curves import FIGURES, WEIGHTS, Point, at_clean, curves_of, points_of
 from benchmarks.frontier._settings import METHODS, QUICK_POINTS, SETTINGS, START, cells_of, point_of
 
-AUTOATTACK_IMAGES = 200
-"""Test images of AutoAttack, the first of those of the searches."""
 LEVELS = (-4, -3, -2, -1, 0, 1, 2)
 """Clean accuracies at which methods are compared, in points from the start's."""
 MINUTE = 60
@@ -56,8 +52,7 @@ def run(bench: Bench, cells: Sequence[dict[str, Any]], minutes: float) -> None:
 
 
 def autoattack(bench: Bench, cells: Sequence[dict[str, Any]]) -> None:
-    """Run AutoAttack, standard, on images that the search leaves standing, for all weights of cells that were run."""
-    test = bench.test.choose(np.arange(AUTOATTACK_IMAGES))
+    """Run AutoAttack for all weights of cells that were run."""
     for own in cells:
         file = file_of(bench.folder, own)
         if not file.exists():
@@ -67,14 +62,7 @@ def autoattack(bench: Bench, cells: Sequence[dict[str, Any]]) -> None:
             if "autoattack" in point:
                 continue
             classifier = restored(bench, own, weights)
-            standing = np.flatnonzero(np.array(point["distances"][:AUTOATTACK_IMAGES]) > bench.setting.eps)
-            x, y = (torch.from_numpy(part[standing]) for part in test)
-            points, _ = autoattack_points(classifier, x, y, math.inf, bench.setting.eps, bench.setting.at_once)
-            right = classifier.predict(points.numpy()).argmax(1) == y.numpy() if len(y) else np.zeros(0, bool)
-            point["searched"] = len(standing) / AUTOATTACK_IMAGES
-            point["autoattack"] = float(right.sum() / AUTOATTACK_IMAGES)
-            write_text(file, json.dumps(cell, indent=1))
-            shown = {key: round(100 * point[key], 1) for key in ("searched", "autoattack")}
+            shown = attack_standing(file, cell, point, classifier, bench.test, bench.setting.at_once)
             print(json.dumps({**own, "weights": weights, **shown}), flush=True)
 
 
@@ -99,7 +87,7 @@ def table(cells: Sequence[dict[str, Any]]) -> None:
 def attacked(cells: Sequence[dict[str, Any]]) -> None:
     """Print W_inf on AutoAttack's images, by the search and by AutoAttack on top of it, where that was run."""
     rows = [
-        (shown_name(cell["cell"], weights), f"{100 * point['searched']:.1f}", f"{100 * point['autoattack']:.1f}")
+        (shown_name(cell["cell"], weights), *both(point, cell["setting"]["eps"]).values())
         for cell in cells
         for weights, point in cell.get("points", {}).items()
         if "autoattack" in point

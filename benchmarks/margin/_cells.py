@@ -34,6 +34,8 @@ from benchmarks.networks.pretrained import pretrained, untrained
 
 GRID = np.linspace(0, 1, 41)
 """Budgets of the area, in eps."""
+AT_ONCE = 250
+"""Test images in one pass of the evaluation."""
 
 
 class Stream(DataGenerator):  # type: ignore[misc]
@@ -61,6 +63,13 @@ def classifier_for(name: str, rate: float) -> PyTorchClassifier:
     setting = SETTINGS[name]
     model = (untrained(setting.network) if setting.scratch else pretrained(setting.network)).eval()
     return classifier_of(model, DATA[setting.network].shape, lr=rate, momentum=setting.momentum)
+
+
+def restored(name: str, file: Path) -> PyTorchClassifier:
+    """Return the classifier of a cell that was run, which is kept in a file."""
+    classifier = classifier_for(name, 0.0)
+    classifier.model.load_state_dict(torch.load(file.with_suffix(".pt"), weights_only=True))
+    return classifier
 
 
 def trained(name: str, train: Split, cell: dict[str, Any], file: Path) -> tuple[PyTorchClassifier, dict[str, Any]]:
@@ -94,7 +103,7 @@ def trained(name: str, train: Split, cell: dict[str, Any], file: Path) -> tuple[
 def distances(classifier: PyTorchClassifier, data: Split, setting: Setting) -> np.ndarray:
     """Return the least l_inf distances that either of two searches finds, the second with several reaches."""
     eps, (longest, others, _) = setting.eps, setting.gradients
-    knapsack = WassersteinKnapsack(classifier, eps=eps, max_iter=longest, batch_size=250, verbose=False)
+    knapsack = WassersteinKnapsack(classifier, eps=eps, max_iter=longest, batch_size=AT_ONCE, verbose=False)
     knapsack.generate(*data)
     found = [searched(classifier, data, reach * eps, others) for reach in setting.reaches]
     least: np.ndarray = np.minimum.reduce([knapsack.distances_, *found])
@@ -105,7 +114,7 @@ def searched(classifier: PyTorchClassifier, data: Split, reach: float, max_iter:
     """Return the least l_inf distances that the training's search finds within reach."""
     assert not classifier.model.training
     box = torch.tensor(0.0), torch.tensor(1.0)
-    batches = zip(*(torch.split(torch.from_numpy(part), 250) for part in data), strict=True)
+    batches = zip(*(torch.split(torch.from_numpy(part), AT_ONCE) for part in data), strict=True)
     found = [
         boundary(classifier.model, x, y, math.inf, reach=reach, max_iter=max_iter, box=box).distances
         for x, y in batches

@@ -26,7 +26,7 @@ from benchmarks._command import command, parsed, with_data
 from benchmarks._files import keep
 from benchmarks._settings import QUICK, SEEDS
 from benchmarks._tables import Table
-from benchmarks.margin._cells import classifier_for, data_of, figures, searched
+from benchmarks.margin._cells import data_of, figures, restored, searched
 from benchmarks.margin._choices import group_of, in_table
 from benchmarks.margin._settings import MAX_ITER, SETTINGS
 from benchmarks.margin.training import run
@@ -37,9 +37,7 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 def analysed(name: str, folder: Path, cell: dict[str, Any], train: Split, test: Split) -> dict[str, Any]:
     """Return the figures of a cell."""
     setting = SETTINGS[name]
-    classifier = classifier_for(name, 0.0)
-    weights = file_of(folder, cell["cell"]).with_suffix(".pt")
-    classifier.model.load_state_dict(torch.load(weights, weights_only=True))
+    classifier = restored(name, file_of(folder, cell["cell"]))
     found = np.array(cell["distances"]) / setting.eps
     seen = np.random.default_rng(SEEDS[0]).permutation(len(train.x))[: setting.test_images]
     test = test.choose(np.arange(setting.test_images))
