@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -15,25 +14,24 @@ from art.data_generators import DataGenerator
 from art.estimators.classification import PyTorchClassifier
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from art_wdro import WassersteinKnapsack, knapsack_accuracy, perturb_weights, shift_and_flip
-from art_wdro._reproduction.protocol import paper_figures
+from art_wdro import WassersteinKnapsack, perturb_weights, shift_and_flip
+from art_wdro._reproduction.protocol import paper_attack
 from art_wdro._solvers.boundary import boundary
 from art_wdro._sources.data import Split, load_data
 from art_wdro._storage.files import write_atomically
+from art_wdro.evaluation._accuracy import adversarial_accuracy
 from art_wdro.trainers._base import FineTuner
 from art_wdro.trainers._dual import HEAVIEST
 from art_wdro.trainers._margin import REACH
 from benchmarks._cells import file_of, run_cell
 from benchmarks._counting import Counter
-from benchmarks._settings import DATA, SHARES
-from benchmarks._timing import timed
+from benchmarks._settings import DATA
+from benchmarks._trainings import attempted, figures_of, show, worded
 from benchmarks.margin._settings import MARGIN, MAX_ITER, METHODS, RATES, SETTINGS, Setting
 from benchmarks.networks._architectures import classifier_of
 from benchmarks.networks._data import load
 from benchmarks.networks.pretrained import pretrained, untrained
 
-GRID = np.linspace(0, 1, 41)
-"""Budgets of the area, in eps."""
 AT_ONCE = 250
 """Test images in one pass of the evaluation."""
 
@@ -122,26 +120,18 @@ def searched(classifier: PyTorchClassifier, data: Split, reach: float, max_iter:
     return torch.cat(found).numpy()
 
 
-def figures(found: np.ndarray, eps: float) -> dict[str, Any]:
-    """Return what least distances say: clean and pointwise accuracy, and the knapsack's under W_2."""
-    return {
-        "clean": float((found > 0).mean()),
-        "winf": float((found > eps).mean()),
-        "curve": knapsack_accuracy(found, np.array(SHARES) * eps).tolist(),
-        "area": float(np.trapezoid(knapsack_accuracy(found, GRID * eps), GRID)),
-    }
-
-
 def evaluated(classifier: PyTorchClassifier, test: Split, setting: Setting) -> dict[str, Any]:
     """Return accuracies: on few test images by strong attacks, on more of them by a short search."""
     few, more = (test.choose(np.arange(count)) for count in (setting.test_images, setting.more_images))
     validation = test.choose(np.arange(setting.more_images, len(test.x)))
     found = distances(classifier, few, setting)
     return {
-        **figures(found, setting.eps),
-        "wpgd": paper_figures(classifier, few, setting.eps)["wp"],
-        "more": figures(searched(classifier, more, 2.5 * setting.eps, 15), setting.eps),
-        "validation": figures(searched(classifier, validation, 2.5 * setting.eps, setting.gradients[2]), setting.eps),
+        **figures_of(found, setting.eps),
+        "wpgd": adversarial_accuracy(classifier, *few, paper_attack(classifier, 2.0, setting.eps)),
+        "more": figures_of(searched(classifier, more, 2.5 * setting.eps, 15), setting.eps),
+        "validation": figures_of(
+            searched(classifier, validation, 2.5 * setting.eps, setting.gradients[2]), setting.eps
+        ),
         "distances": found.tolist(),
     }
 
@@ -164,12 +154,8 @@ def run_method(name: str, cell: dict[str, Any], folder: Path, data: tuple[Split,
     setting, file = SETTINGS[name], file_of(folder / name, cell)
 
     def work() -> dict[str, Any]:
-        try:
-            found, seconds = timed(lambda: worked(name, cell, file, data))
-        except FloatingPointError as error:
-            found, seconds = {"failed": str(error)}, 0.0
-        shown = {key: round(100 * found[key], 2) for key in ("clean", "winf", "area", "wpgd") if key in found}
-        print(json.dumps({**cell, **shown, "seconds": round(seconds)}), flush=True)
+        found, seconds = attempted(lambda: worked(name, cell, file, data))
+        show(cell, found, seconds)
         return found
 
     asked = {"cell": cell, "trainer": trainer_of(cell), "setting": setting._asdict()}
@@ -195,8 +181,7 @@ def trainer_of(cell: dict[str, Any]) -> dict[str, Any]:
         return {}
     cls, options = called_with(cell["method"])
     constants = {"heaviest": HEAVIEST, "reach": REACH} if issubclass(cls, MARGIN) else {}
-    called = {**options, "rate": RATES[cell["rate"]], **constants}
-    return {name: "inf" if value == math.inf else value for name, value in called.items()}  # JSON has no inf
+    return worded({**options, "rate": RATES[cell["rate"]], **constants})
 
 
 def called_with(method: str) -> tuple[type[FineTuner], dict[str, Any]]:
