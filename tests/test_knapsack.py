@@ -17,7 +17,7 @@ from torch import nn
 
 from art_wdro import WassersteinKnapsack, WassersteinPGD, adversarial_accuracy, knapsack_accuracy, wasserstein_distance
 from art_wdro._threat.geometry import project_in_box, project_on_balls
-from art_wdro._threat.knapsack import ROUNDING, knapsack
+from art_wdro._threat.knapsack import ROUNDING, knapsack, thresholds
 from art_wdro._threat.norms import sample_norms
 from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier, on_device, on_host
 
@@ -51,6 +51,13 @@ def test_filling_equals_its_dual(distances, eps, p):
     assert 1 - knapsack_accuracy(d, eps, p) == pytest.approx(min(map(dual, rates)), abs=1e-8)
 
 
+@given(DISTANCES, st.lists(st.one_of(st.just(0.0), st.floats(1e-2, 5)), min_size=1), st.sampled_from([1.0, 1.5, 2.0]))
+def test_thresholds_are_those_of_the_fillings(distances, budgets, p):
+    found = thresholds(torch.tensor(distances).double(), torch.tensor(budgets).double(), p)
+    expected = [knapsack(torch.tensor(distances).double(), eps, p).threshold for eps in budgets]
+    assert found.tolist() == expected
+
+
 def test_pointwise_order_counts_the_samples_beyond_eps():
     d = [0.0, 0.1, 0.2, 0.3, np.inf]
     assert knapsack_accuracy(d, 0.2, np.inf) == pytest.approx(0.4)
@@ -66,6 +73,7 @@ def test_a_budget_that_just_suffices_flips_all(p):
         filling = knapsack(d, np.mean(d**p) ** (1 / p), p)
         assert filling.flipped.all()
         assert (filling.partial, filling.fraction, filling.accuracy) == (None, 0.0, 0.0)
+        assert filling.threshold == d.max()
     assert knapsack([1 + ROUNDING], 1.0, 1.0).flipped.all()
     assert not knapsack([1 + 2 * ROUNDING], 1.0, 1.0).flipped.any()
 

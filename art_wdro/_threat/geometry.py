@@ -21,6 +21,8 @@ BISECTIONS = 24
 """Halvings of an interval until its float32 numbers are exhausted."""
 STEPS = 24
 """Most steps towards the scale of a projection in a box; every one leaves a point that is inside the ball."""
+QUEUED = 4
+"""Those of them that a GPU takes, which would wait for the answer whether fewer are enough."""
 LEAST = 1e-300
 """What a length is divided by at least, so that 0 / 0 is 0: less than any in float32, and no quotient overflows."""
 FULL = 1e-6
@@ -186,14 +188,15 @@ def _scaled(size: Tensor, room: Tensor, radii: Tensor) -> Tensor:
     Where a number c leaves it too short, the coordinates that reach their room at c stay there, and the others alone
     take up the rest of the radius: c grows so until no further coordinate reaches its room, in three or four steps.
     """
+    asks = size.device.type == "cpu"
     inside = sample_norms(torch.minimum(size, room), 2.0) <= radii
-    factor = (radii / sample_norms(size, 2.0).clamp(min=LEAST)).clamp(max=1.0)
-    for _ in range(STEPS):
+    square, factor = radii.square(), (radii / sample_norms(size, 2.0).clamp(min=LEAST)).clamp(max=1.0)
+    for _ in range(STEPS if asks else QUEUED):
         full = size * per_sample(factor, size) >= room
-        rest = (radii.square() - sample_norms(room.where(full, 0.0), 2.0).square()).clamp(min=0.0).sqrt()
-        free = sample_norms(size.masked_fill(full, 0.0), 2.0)
+        rest = (square - sample_norms(room.where(full, 0.0), 2.0).square()).clamp(min=0.0).sqrt()
+        free = sample_norms(torch.where(full, 0.0, size), 2.0)
         before, factor = factor, torch.maximum(factor, (rest / free.clamp(min=LEAST)).clamp(max=1.0))
-        if bool((inside | (factor <= before)).all()):
+        if asks and bool((inside | (factor <= before)).all()):
             break
     return torch.minimum(size * per_sample(torch.where(inside, 1.0, factor), size), room)
 
