@@ -16,7 +16,7 @@ from scipy.optimize import brentq, linprog
 from torch import nn
 
 from art_wdro import WassersteinKnapsack, WassersteinPGD, adversarial_accuracy, knapsack_accuracy, wasserstein_distance
-from art_wdro._threat.geometry import project_in_box, project_on_balls
+from art_wdro._threat.geometry import _lowered, _scaled, project_in_box, project_on_balls
 from art_wdro._threat.knapsack import ROUNDING, knapsack, thresholds
 from art_wdro._threat.norms import sample_norms
 from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier, on_device, on_host
@@ -126,10 +126,26 @@ def test_projection_in_a_box(norm):
         other = lower + (upper - lower) * torch.rand(40, 12, generator=generator)
         other = project_on_balls(other, radii, norm)
         assert (((delta - z) * (other - z)).sum(1) <= 1e-5).all()
+    # nor is a part of the radius left unused
+    cut = sample_norms(torch.where(delta > 0, upper, lower).abs().minimum(delta.abs()), norm) > radii
+    assert cut.sum() > 10
+    torch.testing.assert_close(sample_norms(z, norm)[cut], radii[cut], rtol=1e-6, atol=1e-6)
     free = torch.full_like(delta, torch.inf)
     torch.testing.assert_close(
         project_in_box(delta, radii, norm, -free, free), project_on_balls(delta, radii, norm), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("project", [_lowered, _scaled])
+def test_a_projection_in_a_box_that_asks_nothing_is_the_same(project):
+    """As on a GPU, and where radii are short beside what the box lets samples move."""
+    generator = torch.Generator().manual_seed(0)
+    size, room = torch.randn(40, 300, generator=generator).abs(), torch.rand(40, 300, generator=generator)
+    room[:, :50], room[:, 50:100] = 0.0, torch.inf
+    radii = torch.rand(40, generator=generator, dtype=torch.float64)
+    expected = project(size, room, radii, True)
+    torch.testing.assert_close(project(size, room, radii, False), expected, atol=1e-6, rtol=0)
+    assert (expected <= room).all()
 
 
 # --- least distances --------------------------------------------------------------------------------------------
