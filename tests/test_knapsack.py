@@ -136,16 +136,19 @@ def test_projection_in_a_box(norm):
     )
 
 
-@pytest.mark.parametrize("project", [_lowered, _scaled])
-def test_a_projection_in_a_box_that_asks_nothing_is_the_same(project):
-    """As on a GPU, and where radii are short beside what the box lets samples move."""
+@pytest.mark.parametrize("longest", [1.0, 1e-4])
+@pytest.mark.parametrize(("project", "norm"), [(_lowered, 1.0), (_scaled, 2.0)])
+def test_a_projection_in_a_box_that_asks_nothing_is_the_same(project, norm, longest):
+    """As on a GPU, where radii are short beside what the box lets samples move."""
     generator = torch.Generator().manual_seed(0)
     size, room = torch.randn(40, 300, generator=generator).abs(), torch.rand(40, 300, generator=generator)
     room[:, :50], room[:, 50:100] = 0.0, torch.inf
-    radii = torch.rand(40, generator=generator, dtype=torch.float64)
-    expected = project(size, room, radii, True)
-    torch.testing.assert_close(project(size, room, radii, False), expected, atol=1e-6, rtol=0)
-    assert (expected <= room).all()
+    radii = longest * torch.rand(40, generator=generator, dtype=torch.float64)
+    asking, found = (project(size, room, radii, asks) for asks in (True, False))
+    torch.testing.assert_close(found, asking, atol=1e-6, rtol=0)
+    for moved in (asking, found):
+        assert (moved <= room).all()
+        assert (sample_norms(moved, norm) <= radii * (1 + 1e-6)).all()
 
 
 # --- least distances --------------------------------------------------------------------------------------------
