@@ -16,8 +16,8 @@ from scipy.optimize import brentq, linprog
 from torch import nn
 
 from art_wdro import WassersteinKnapsack, WassersteinPGD, adversarial_accuracy, knapsack_accuracy, wasserstein_distance
-from art_wdro._threat.geometry import project_in_box, project_on_balls
-from art_wdro._threat.knapsack import ROUNDING, knapsack
+from art_wdro._threat.geometry import _lowered, _scaled, project_in_box, project_on_balls
+from art_wdro._threat.knapsack import ROUNDING, knapsack, thresholds
 from art_wdro._threat.norms import sample_norms
 from tests.conftest import BUDGETS, NORMS, digits, linear_problem, make_classifier, on_device, on_host
 
@@ -51,6 +51,13 @@ def test_filling_equals_its_dual(distances, eps, p):
     assert 1 - knapsack_accuracy(d, eps, p) == pytest.approx(min(map(dual, rates)), abs=1e-8)
 
 
+@given(DISTANCES, st.lists(st.one_of(st.just(0.0), st.floats(1e-2, 5)), min_size=1), st.sampled_from([1.0, 1.5, 2.0]))
+def test_thresholds_are_those_of_the_fillings(distances, budgets, p):
+    found = thresholds(torch.tensor(distances).double(), torch.tensor(budgets).double(), p)
+    expected = [knapsack(torch.tensor(distances).double(), eps, p).threshold for eps in budgets]
+    assert found.tolist() == expected
+
+
 def test_pointwise_order_counts_the_samples_beyond_eps():
     d = [0.0, 0.1, 0.2, 0.3, np.inf]
     assert knapsack_accuracy(d, 0.2, np.inf) == pytest.approx(0.4)
@@ -66,6 +73,7 @@ def test_a_budget_that_just_suffices_flips_all(p):
         filling = knapsack(d, np.mean(d**p) ** (1 / p), p)
         assert filling.flipped.all()
         assert (filling.partial, filling.fraction, filling.accuracy) == (None, 0.0, 0.0)
+        assert filling.threshold == d.max()
     assert knapsack([1 + ROUNDING], 1.0, 1.0).flipped.all()
     assert not knapsack([1 + 2 * ROUNDING], 1.0, 1.0).flipped.any()
 
@@ -118,10 +126,29 @@ def test_projection_in_a_box(norm):
         other = lower + (upper - lower) * torch.rand(40, 12, generator=generator)
         other = project_on_balls(other, radii, norm)
         assert (((delta - z) * (other - z)).sum(1) <= 1e-5).all()
+    # nor is a part of the radius left unused
+    cut = sample_norms(torch.where(delta > 0, upper, lower).abs().minimum(delta.abs()), norm) > radii
+    assert cut.sum() > 10
+    torch.testing.assert_close(sample_norms(z, norm)[cut], radii[cut], rtol=1e-6, atol=1e-6)
     free = torch.full_like(delta, torch.inf)
     torch.testing.assert_close(
         project_in_box(delta, radii, norm, -free, free), project_on_balls(delta, radii, norm), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("longest", [1.0, 1e-4])
+@pytest.mark.parametrize(("project", "norm"), [(_lowered, 1.0), (_scaled, 2.0)])
+def test_a_projection_in_a_box_that_asks_nothing_is_the_same(project, norm, longest):
+    """As on a GPU, where radii are short beside what the box lets samples move."""
+    generator = torch.Generator().manual_seed(0)
+    size, room = torch.randn(40, 300, generator=generator).abs(), torch.rand(40, 300, generator=generator)
+    room[:, :50], room[:, 50:100] = 0.0, torch.inf
+    radii = longest * torch.rand(40, generator=generator, dtype=torch.float64)
+    asking, found = (project(size, room, radii, asks) for asks in (True, False))
+    torch.testing.assert_close(found, asking, atol=1e-6, rtol=0)
+    for moved in (asking, found):
+        assert (moved <= room).all()
+        assert (sample_norms(moved, norm) <= radii * (1 + 1e-6)).all()
 
 
 # --- least distances --------------------------------------------------------------------------------------------

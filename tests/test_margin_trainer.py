@@ -111,13 +111,13 @@ def test_the_gradient_is_that_of_the_closed_form(p, r):
     distances = linear_distances(weight, bias, x, y, r)
     middle = distances.detach().sort().values[80:120]
     widest = middle.diff().argmax()  # so that the search's errors put no sample on the other side of tau
-    tau = (middle[widest] + middle[widest + 1]).item() / 2
+    tau = (middle[widest] + middle[widest + 1]) / 2
     ratios = (distances / tau).clamp(max=1.0)
     expected = (1 - (ratios if math.isinf(p) else ratios.pow(p))).mean()
     expected_gradients = torch.autograd.grad(expected, (weight, bias))
     found = boundary(lambda z: z @ weight.detach().T + bias.detach(), x, y, r, reach=1.3 * tau, max_iter=40)
-    assert (slopes_of_hinges(found.distances, [tau], p) < found.slopes).all()
-    loss = hinge_loss(found.x @ weight.T + bias, y, found.distances, found.slopes, [tau], p)
+    assert (slopes_of_hinges(found.distances, tau[None], p) < found.slopes).all()
+    loss = hinge_loss(found.x @ weight.T + bias, y, found.distances, found.slopes, tau[None], p)
     # what is misclassified has a distance of 0 for the hinge, and no gradient of it
     assert loss.item() == pytest.approx(expected.item(), abs=2e-3)
     for got, wanted in zip(torch.autograd.grad(loss, (weight, bias)), expected_gradients, strict=True):
@@ -128,7 +128,7 @@ def test_the_gradient_is_that_of_the_closed_form(p, r):
 def test_the_threshold_makes_the_dual_equal_to_the_knapsack(p):
     distances = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.4
     distances[:50], distances[50:80] = 0.0, torch.inf
-    threshold = RunningThresholds(0.05, p, 1, window=3)
+    threshold = RunningThresholds(0.05, p, 1, window=3, device="cpu")
     for part in torch.randn(100, generator=torch.Generator().manual_seed(1)).split(100):
         threshold.update(part.abs().double())  # which the window forgets
     for part in (distances[:100], distances[100:300], distances[300:]):
@@ -142,15 +142,16 @@ def test_the_threshold_makes_the_dual_equal_to_the_knapsack(p):
         assert dual_accuracy(distances, other, 0.05, p).item() < wanted
     logits = torch.zeros(500, 2, dtype=torch.float64)
     labels = torch.zeros(500, dtype=torch.long)
-    value = hinge_loss(logits, labels, distances, torch.ones_like(distances), [tau], p)
-    assert value.item() + (0.05 / tau) ** p == pytest.approx(1 - wanted, abs=1e-9)
+    value = hinge_loss(logits, labels, distances, torch.ones_like(distances), tau[None], p)
+    assert value.item() + (0.05 / tau.item()) ** p == pytest.approx(1 - wanted, abs=1e-9)
 
 
 def test_the_threshold_starts_at_twice_the_budget_and_grows_where_nothing_is_out_of_reach():
-    threshold = RunningThresholds(0.1, 2.0, 2, window=2)
-    assert threshold.values == [0.1, 0.2]
-    assert threshold.update(torch.tensor([0.01, 0.02, torch.inf], dtype=torch.float64)) == [0.02, 0.02]
-    assert RunningThresholds(0.1, math.inf, 2, window=2).update(torch.zeros(3, dtype=torch.float64)) == [0.05, 0.1]
+    threshold = RunningThresholds(0.1, 2.0, 2, window=2, device="cpu")
+    assert threshold.values.tolist() == [0.1, 0.2]
+    assert threshold.update(torch.tensor([0.01, 0.02, torch.inf], dtype=torch.float64)).tolist() == [0.02, 0.02]
+    pointwise = RunningThresholds(0.1, math.inf, 2, window=2, device="cpu")
+    assert pointwise.update(torch.zeros(3, dtype=torch.float64)).tolist() == [0.05, 0.1]
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, torch.inf])
@@ -158,7 +159,7 @@ def test_only_samples_within_tau_move(slope):
     logits = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     distances = torch.tensor([0.0, 0.5, 1.5, torch.inf], dtype=torch.float64)
     slopes = torch.full((4,), slope, dtype=torch.float64)
-    hinge_loss(logits, torch.tensor([0, 1, 2, 0]), distances, slopes, [0.1, 1.0], 2.0).backward()
+    hinge_loss(logits, torch.tensor([0, 1, 2, 0]), distances, slopes, distances.new_tensor([0.1, 1.0]), 2.0).backward()
     assert logits.grad.abs().sum(1).gt(0).tolist() == [False, math.isfinite(slope), False, False]
 
 
@@ -173,6 +174,7 @@ def test_only_samples_within_tau_move(slope):
 def test_a_flat_margin_weighs_no_more_than_in_the_cross_entropy(p, taus, expected):
     logits = torch.zeros(4, 2, dtype=torch.float64, requires_grad=True)
     distances, slopes = torch.tensor([[0.5] * 4, [0.0, 1e-6, 1.0, 4.0]], dtype=torch.float64)
+    taus = distances.new_tensor(taus)
     loss = hinge_loss(logits, torch.zeros(4, dtype=torch.long), distances, slopes, taus, p)
     loss.backward()
     torch.testing.assert_close(4 * logits.grad[:, 1], distances.new_tensor(expected))

@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from art_wdro import WassersteinDistributionalAttack, WassersteinFGM, WassersteinKnapsack, WassersteinPGD
+from art_wdro import (
+    DistributionalTRADESTrainer,
+    WassersteinDistributionalAttack,
+    WassersteinFGM,
+    WassersteinKnapsack,
+    WassersteinMarginTrainer,
+    WassersteinPGD,
+)
 from art_wdro._solvers.ascent import ascend, step_lengths
 from art_wdro._solvers.batches import Samples
 from art_wdro._solvers.objective import Objective
@@ -20,7 +27,8 @@ from art_wdro._solvers.passes import Passes, cut
 from art_wdro._storage.arrays import falling
 from art_wdro._threat.threat import Threat
 from art_wdro.functional import least_distances, w_pgd
-from tests.conftest import NORMS, digits, on_device
+from art_wdro.trainers._update import Updates
+from tests.conftest import NORMS, digits, make_classifier, on_device
 
 
 @pytest.fixture
@@ -182,6 +190,48 @@ def test_an_objective_that_is_evaluated_whole_reads_nothing_back():
         read = {name for names in operators.between for name in names} & {*Operators.READ_BACKS}
         assert bool(read) != whole
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+
+
+class Waits(TorchDispatchMode):
+    """Notes what waits for a device, which torch's `meta` stands for: numbers read back, true ones, and copies.
+
+    No other number of that device can be had: what reads one in another way fails.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name == "_local_scalar_dense" and args[0].is_meta:
+            self.names.append(name)
+            return True
+        found = function(*args, **(kwargs or {}))
+        if name == "_to_copy" and args[0].device != found.device:
+            self.names.append(name)
+        return found
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", [DistributionalTRADESTrainer, WassersteinMarginTrainer])
+def test_a_training_step_waits_for_a_device_once(monkeypatch, kind, norm):
+    """To ask whether loss and gradient are finite."""
+    model = torch.nn.Linear(30, 5)
+    classifier = make_classifier(model, (30,), 5)
+    monkeypatch.setattr(classifier, "_device", torch.device("meta"))
+    monkeypatch.setattr(classifier, "_optimizer", torch.optim.SGD(model.to("meta").parameters(), momentum=0.9))
+    monkeypatch.setattr(torch.Tensor, "new_tensor", lambda *_: pytest.fail("numbers come from the host"))
+    trainer = kind(classifier, norm=norm, max_iter=4, verbose=False)
+    updates = Updates(classifier, trainer._common)
+    x, y = torch.empty(16, 30, device="meta"), torch.empty(16, dtype=torch.int64, device="meta")
+    with updates.prepared():
+        method = trainer._method(updates, None)
+        for _ in range(2):
+            with Waits() as waits:
+                method.step(x, y, "a minibatch")
+                method.watched()
+            assert waits.names == ["_local_scalar_dense"]
 
 
 def test_what_torch_compiled_is_differentiated_once():

@@ -26,10 +26,12 @@ from art_wdro import (
 from art_wdro._host.precision import CastWeights, with_cast_weights
 from art_wdro._solvers.ascent import ascend, step_lengths
 from art_wdro._solvers.batches import Samples
+from art_wdro._solvers.boundary import boundary
 from art_wdro._solvers.objective import Objective
 from art_wdro._storage import arrays
 from art_wdro._threat.threat import Threat
 from art_wdro.losses import attack_objective
+from art_wdro.trainers._dual import RunningThresholds, dual_accuracy
 from tests.conftest import NORMS, digits, linear_problem, make_classifier, same, weights
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -274,6 +276,28 @@ def test_no_step_waits_for_the_device(norm):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (found.x != x).any()
+
+
+@needs_cuda
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_search_of_margin_training_waits_for_the_device(norm):
+    problem = linear_problem()
+    model = problem.classifier.model.cuda().requires_grad_(False)
+    x, y = torch.from_numpy(problem.x).cuda(), torch.from_numpy(problem.y).cuda()
+    box = torch.zeros((), device="cuda"), torch.ones((), device="cuda")
+    thresholds = RunningThresholds(0.1, 2.0, 4, window=2, device="cuda")
+
+    def step():
+        found = boundary(model, x, y, norm, reach=1.3 * thresholds.values[-1], max_iter=6, box=box)
+        return dual_accuracy(found.distances, thresholds.update(found.distances)[-1], 0.1, 2.0)
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        accuracy = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert accuracy < 1
 
 
 @needs_cuda

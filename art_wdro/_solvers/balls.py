@@ -87,7 +87,8 @@ class _Ball(Runs):
 
     def advance(self) -> None:
         """Take one step of every way: one gradient evaluation a sample."""
-        length = LAST_STEP + (FIRST_STEP - LAST_STEP) * cosine(self.step, self.steps).to(self.x.device)
+        left = cosine(self.step, self.steps).to(self.x.device, non_blocking=True)
+        length = LAST_STEP + (FIRST_STEP - LAST_STEP) * left
         logits, margin, gradient = self.evaluate(self.point, self.target)
         self.offer(self.point, logits)
         # where the network puts out NaN, halfway back

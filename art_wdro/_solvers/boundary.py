@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from art_wdro._solvers.margins import cosine
 from art_wdro._solvers.runs import NewtonRuns
 from art_wdro._threat.norms import dual_exponent, sample_norms
 from art_wdro._threat.threat import Box
@@ -36,7 +37,7 @@ def boundary(
     labels: Tensor,
     r: float,
     *,
-    reach: float,
+    reach: float | Tensor,
     max_iter: int,
     box: Box | None = None,
 ) -> Boundary:
@@ -46,16 +47,15 @@ def boundary(
     :param x: Inputs, (n, ...), inside the box.
     :param labels: Class indices, (n,).
     :param r: Exponent of the ground norm.
-    :param reach: Largest distance of interest, in input units.
+    :param reach: Largest distance of interest, in input units, a number or a scalar tensor.
     :param max_iter: Gradient evaluations a sample, at least 2, the last one at the point found.
     :param box: Bounds of the inputs, or None.
     :return: Distances, points, slopes of the margin there, and the gradient evaluations spent.
     """
     runs = _Runs(logits_of, x, labels, r, box, None)
     runs.reach = runs.reach.clamp(max=reach)
-    runs.set_out(0, max_iter - 1)
-    for _ in range(max_iter - 1):
-        runs.advance()
+    for step, left in enumerate(cosine(torch.arange(max_iter - 1), max_iter - 1).tolist()):
+        runs.move(runs.schedules(left), begun=step > 0)
     runs.finish()
     _, _, gradient = runs.evaluate(runs.nearest, None)
     slopes = sample_norms(gradient, dual_exponent(r))

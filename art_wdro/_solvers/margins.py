@@ -31,7 +31,7 @@ HALVINGS = 8
 Self = TypeVar("Self", bound="Margins")
 
 
-def cosine(step: Tensor, steps: Tensor) -> Tensor:
+def cosine(step: Tensor, steps: Tensor | int) -> Tensor:
     """Return what is left of schedules that fall from 1 towards 0 along a cosine, (N,), float64."""
     return (1 + torch.cos(math.pi * step.double() / steps)) / 2
 

@@ -8,6 +8,8 @@ Hein, Auto-PGD, 2020, arXiv:2003.01690.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,8 @@ RANDOM_NUMBERS = 1024
 """Random numbers for one start: the fewer coordinates, the more points, since in many coordinates they hit nothing."""
 BESIDE = 2.0
 """The way to another sample is begun at where it leaves the class nearer than so many times the distance found."""
+
+Number = TypeVar("Number", float, Tensor)
 
 
 class NewtonRuns(Runs):
@@ -88,22 +92,39 @@ class NewtonRuns(Runs):
 
     def advance(self) -> None:
         """Take one step of every run: one gradient evaluation a sample."""
+        begun, device = self.step > 0, self.x.device
+        # small tensors join the queue of a GPU; a copy that blocks would wait until it is empty
+        schedules = torch.stack(self.schedules(cosine(self.step, self.steps))).to(device, non_blocking=True)
+        self.move(schedules, bool(begun.any()) and (bool(begun.all()) or begun.to(device, non_blocking=True)))
+        self.step += 1
+
+    def move(self, schedules: Tensor | list[float], begun: Tensor | bool) -> None:
+        """Move every point by one step.
+
+        :param schedules: What :meth:`schedules` returned, numbers or one row each.
+        :param begun: Which runs have moved before, (n,), or whether all have; the others have no inertia.
+        """
         x, delta = self.x, self.point - self.x
-        length, change, shrink = self._schedules()
+        length, change, shrink = schedules
         margin, gradient = self._evaluate(self.point, self.target)
         norm = sample_norms(delta, self.r)
         radius = self._radius(margin, norm, sample_norms(gradient, dual_exponent(self.r)), change, shrink)
         moved = self.project(delta + self.direction(gradient) * per_sample(length * self.scale * radius, x), radius)
-        begun = self.step > 0
-        if begun.any():
-            own = moved - delta
-            velocity = self.velocity
-            if not begun.all():
-                velocity = torch.where(per_sample(begun.to(x.device), x) > 0, velocity, own)
+        if begun is not False:
+            own, velocity = moved - delta, self.velocity
+            if isinstance(begun, Tensor):
+                velocity = torch.where(per_sample(begun, x) > 0, velocity, own)
             moved = self.project(delta + (1 - INERTIA) * own + INERTIA * velocity, radius)
         self.velocity = moved - delta
         self.point = displace(x, moved).clamp(*self.box)
-        self.step += 1
+
+    def schedules(self, left: Number) -> list[Number]:
+        """Return length of the step, least change and most shrinking of the radius.
+
+        :param left: What is left of the schedules, as :func:`cosine` says it, a number or one a sample.
+        """
+        falling = ((FIRST_STEP, LAST_STEP), (FIRST_CHANGE, LAST_CHANGE), self.shrink)
+        return [last + (first - last) * left for first, last in falling]
 
     def finish(self) -> None:
         """Look at the points where runs ended."""
@@ -165,13 +186,9 @@ class NewtonRuns(Runs):
             largest = torch.where(better, margin, largest)
         return best
 
-    def _schedules(self) -> Tensor:
-        """Return length of the step, least change and most shrinking of the radius, (3, n)."""
-        left = cosine(self.step, self.steps)
-        falling = ((FIRST_STEP, LAST_STEP), (FIRST_CHANGE, LAST_CHANGE), self.shrink)
-        return torch.stack([last + (first - last) * left for first, last in falling]).to(self.x.device)
-
-    def _radius(self, margin: Tensor, norm: Tensor, slope: Tensor, change: Tensor, shrink: Tensor) -> Tensor:
+    def _radius(
+        self, margin: Tensor, norm: Tensor, slope: Tensor, change: Tensor | float, shrink: Tensor | float
+    ) -> Tensor:
         """Return the radius of the next step by Newton's rule, shorter than what was found and within reach."""
         # a margin that is NaN is no flip: the radius is halved between the last one that was a number and the first
         # that was not

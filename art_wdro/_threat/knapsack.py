@@ -12,6 +12,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 ROUNDING = 1e-9
@@ -76,3 +77,25 @@ def knapsack(distances: Any, eps: float, p: float = 2.0) -> Filling:
     if fraction <= 0.0:
         return Filling(flipped, None, 0.0, threshold)
     return Filling(flipped, int(order[whole]), fraction, float(sorted_distances[whole]))
+
+
+def thresholds(distances: Tensor, budgets: Tensor, p: float) -> Tensor:
+    """Return the thresholds of :func:`knapsack` for several budgets, computed where the distances lie without a wait.
+
+    :param distances: Least distances, (N,), float64, in input units.
+    :param budgets: Budgets in input units, (K,), float64.
+    :param p: Order, in [1, inf).
+    :return: Distances of the last sample that each flips, in whole or in part, (K,); 0 where it flips none.
+
+    >>> distances, budgets = torch.tensor([0.0, 1.0, 4.0, torch.inf]).double(), torch.tensor([0.0, 0.1, 1.0]).double()
+    >>> thresholds(distances, budgets, p=1).tolist()
+    [0.0, 1.0, 4.0]
+    """
+    # one that costs nothing before all others, and one that cannot be had behind
+    ends = distances.new_zeros(1), distances.new_full((1,), torch.inf)
+    ordered = torch.cat([ends[0], distances.sort().values, ends[1]])
+    costs = (ordered / budgets.clamp(min=torch.finfo(budgets.dtype).tiny)[:, None]).pow(p)
+    spent = costs.cumsum(1)
+    whole = (spent <= len(distances) * (1 + ROUNDING)).sum(1, keepdim=True)
+    in_part = (spent.gather(1, whole - 1) < len(distances)) & torch.isfinite(costs.gather(1, whole))
+    return torch.where(budgets > 0, ordered[(whole - 1 + in_part.long())[:, 0]], 0.0)

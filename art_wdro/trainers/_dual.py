@@ -20,14 +20,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from art_wdro._ranks import all_rows
-from art_wdro._threat.knapsack import knapsack
+from art_wdro._threat.knapsack import thresholds
 from art_wdro.losses import as_float, margins
 
 HEAVIEST = 1.0
@@ -35,86 +34,89 @@ HEAVIEST = 1.0
 
 
 class RunningThresholds:
-    """tau along training, for several budgets: the distance of the last sample each flips, in recent minibatches."""
+    """tau along training, for several budgets: the distance of the last sample each flips, in recent minibatches.
 
-    def __init__(self, eps: float, p: float, budgets: int, window: int) -> None:
+    Attributes: `values`, one threshold a budget, (K,), float64, on the device of the distances.
+    """
+
+    def __init__(self, eps: float, p: float, budgets: int, window: int, device: torch.device | str) -> None:
         """Start without a minibatch, at twice the budgets; p = inf has tau = eps for good.
 
         :param eps: Largest budget in input units.
         :param p: Order of the Wasserstein distance.
         :param budgets: Number of budgets, evenly spaced up to `eps`.
         :param window: Number of recent minibatches that are remembered.
+        :param device: Where the distances will lie.
         """
         self._p = p
-        self._budgets = [eps * (number + 1) / budgets for number in range(budgets)]
-        self.values = self._budgets if math.isinf(p) else [2 * budget for budget in self._budgets]
+        shares = [eps * (number + 1) / budgets for number in range(budgets)]
+        self._budgets = torch.tensor(shares, dtype=torch.float64, device=device)
+        self.values = self._budgets if math.isinf(p) else 2 * self._budgets
         self._recent: deque[Tensor] = deque(maxlen=window)
 
-    def update(self, distances: Tensor) -> list[float]:
+    def update(self, distances: Tensor) -> Tensor:
         """Add a minibatch's least distances, (n,), of this rank's part of it, and return the new values."""
         if not math.isinf(self._p):
-            self._recent.append(all_rows(distances)[0].cpu())
-            recent = torch.cat([*self._recent]).numpy()
-            self.values = [knapsack(recent, budget, self._p).threshold for budget in self._budgets]
+            self._recent.append(all_rows(distances)[0])
+            self.values = thresholds(torch.cat([*self._recent]), self._budgets, self._p)
         return self.values
 
     def state(self) -> dict[str, Any]:
-        """Return all that it remembers, as tensors and plain values."""
+        """Return all that it remembers, as tensors."""
         return {"values": self.values, "recent": [*self._recent]}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state` returned."""
-        self.values = [float(value) for value in state["values"]]
+        device = self._budgets.device
+        self.values = state["values"].to(device)
         self._recent.clear()
-        self._recent.extend(state["recent"])
+        self._recent.extend(distances.to(device) for distances in state["recent"])
 
 
-def dual_accuracy(distances: Tensor, tau: float, eps: float, p: float) -> Tensor:
+def dual_accuracy(distances: Tensor, tau: Tensor, eps: float, p: float) -> Tensor:
     """Compute 1 - (eps / tau)^p - mean_i (1 - (d_i / tau)^p)_+, the accuracy under W_p if tau is the optimum.
 
     For any other tau it is lower, and below 0 where the budget flips all. p = inf gives the share of distances above
     eps.
 
     :param distances: Least distances, (n,).
-    :param tau: Threshold, in input units.
+    :param tau: Threshold, in input units, a scalar tensor.
     :param eps: Budget, in input units.
     :param p: Order of the Wasserstein distance.
     :return: A scalar tensor.
     """
-    if math.isinf(p) or tau == 0.0:
-        return (distances > eps).double().mean()
-    value: Tensor = 1 - (eps / tau) ** p - hinges(distances, [tau], p).mean()
-    return value
+    beyond = (distances > eps).double().mean()
+    if math.isinf(p):
+        return beyond
+    return torch.where(tau > 0, 1 - (eps / tau).pow(p) - hinges(distances, tau[None], p).mean(), beyond)
 
 
-def hinges(distances: Tensor, taus: Sequence[float], p: float) -> Tensor:
+def hinges(distances: Tensor, taus: Tensor, p: float) -> Tensor:
     """Compute (1 - (d_i / tau)^p)_+, averaged over thresholds; for p = inf, where that is a step, (1 - d_i / tau)_+.
 
     :param distances: Least distances, (n,).
-    :param taus: Thresholds, in input units; 0 counts the misclassified.
+    :param taus: Thresholds, (K,), in input units; 0 counts the misclassified.
     :param p: Order of the Wasserstein distance.
     :return: Values in [0, 1], (n,).
     """
     return 1 - _ratios(distances, taus).pow(_exponent(p)).mean(1)
 
 
-def slopes_of_hinges(distances: Tensor, taus: Sequence[float], p: float) -> Tensor:
+def slopes_of_hinges(distances: Tensor, taus: Tensor, p: float) -> Tensor:
     """Compute how fast each of :func:`hinges` falls, the mean of p d_i^(p-1) / tau^p over the thresholds above d_i > 0.
 
     :param distances: Least distances, (n,).
-    :param taus: Thresholds, in input units.
+    :param taus: Thresholds, (K,), in input units.
     :param p: Order of the Wasserstein distance.
     :return: Slopes, (n,); 0 for misclassified samples too.
     """
     exponent, ratios = _exponent(p), _ratios(distances, taus)
     inside = (ratios > 0) & (ratios < 1)
-    each = exponent * ratios.pow(exponent - 1) / ratios.new_tensor([tau or 1.0 for tau in taus])
+    each = exponent * ratios.pow(exponent - 1) / torch.where(taus > 0, taus, 1.0)
     return torch.where(inside, each, 0.0).mean(1)
 
 
-def hinge_loss(
-    logits: Tensor, labels: Tensor, distances: Tensor, slopes: Tensor, taus: Sequence[float], p: float
-) -> Tensor:
+def hinge_loss(logits: Tensor, labels: Tensor, distances: Tensor, slopes: Tensor, taus: Tensor, p: float) -> Tensor:
     """Return the mean of the hinges, with the gradient that the logits at the boundary points give it.
 
     A sample's margin has the weight slope of the hinge / slope of the margin, at most `HEAVIEST`.
@@ -123,7 +125,7 @@ def hinge_loss(
     :param labels: Class indices, (n,).
     :param distances: Least distances, (n,): 0 where a sample is misclassified, inf where no boundary is in reach.
     :param slopes: ||grad_x m||_s at the boundary points, (n,).
-    :param taus: Thresholds, in input units.
+    :param taus: Thresholds, (K,), in input units.
     :param p: Order of the Wasserstein distance.
     :return: A scalar tensor.
     """
@@ -133,10 +135,9 @@ def hinge_loss(
     return moving - moving.detach() + hinges(distances, taus, p).mean().to(moving.dtype)
 
 
-def _ratios(distances: Tensor, taus: Sequence[float]) -> Tensor:
-    """Return min(d_i / tau, 1) for every threshold, (n, thresholds); where tau is 0, 0 or 1."""
-    thresholds = distances.new_tensor(taus).clamp(min=torch.finfo(distances.dtype).tiny)
-    return (distances[:, None] / thresholds).clamp(max=1.0)
+def _ratios(distances: Tensor, taus: Tensor) -> Tensor:
+    """Return min(d_i / tau, 1) for every threshold, (n, K); where tau is 0, 0 or 1."""
+    return (distances[:, None] / taus.clamp(min=torch.finfo(distances.dtype).tiny)).clamp(max=1.0)
 
 
 def _exponent(p: float) -> float:

@@ -156,12 +156,14 @@ class DualDescent(Method):
         )
         self._cast = host.weights_in(self._classifier, trainer._precision, trainer._compile)
         self._box = host.box(self._classifier)
-        self._thresholds = RunningThresholds(self._eps, self._p, trainer._budgets, trainer._window)
+        self._thresholds = RunningThresholds(
+            self._eps, self._p, trainer._budgets, trainer._window, self._classifier.device
+        )
 
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
         """Search the boundary points of a minibatch, and update the network once."""
         targets, y = y, indices_of(y)
-        reach = REACH * max(self._thresholds.values[-1], self._eps)
+        reach = REACH * self._thresholds.values[-1].clamp(min=self._eps)
         with self._updates.frozen(), self._cast():
             found = boundary(self._logits_of, x, y, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
         taus = self._thresholds.update(found.distances)
@@ -175,9 +177,9 @@ class DualDescent(Method):
 
     def finish_epoch(self) -> dict[str, Any]:
         """Return the threshold of eps at the end of the epoch."""
-        return {"tau": self._thresholds.values[-1]}
+        return {"tau": self._thresholds.values[-1].item()}
 
-    def watched(self) -> dict[str, float]:
+    def watched(self) -> Figures:
         """Return the threshold of eps."""
         return {"tau": self._thresholds.values[-1]}
 

@@ -311,7 +311,7 @@ class AlgorithmOne(Method):
         whole = count(len(x))
         ascent = self._ascend(self._objective, x, self._labels(x, y), self._p, lambda own: self._budget(own, whole))
         self._last = ascent.budget
-        sums = power_sums(ascent.budget[None], self._p, ascent.budget.new_tensor([whole]))
+        sums = power_sums(ascent.budget[None], self._p, ascent.budget.new_full((1,), whole))
         self._budgets = sums if self._budgets is None else merged_sums(torch.stack([self._budgets, sums]), self._p)
         return ascent.x
 

@@ -50,7 +50,7 @@ class RunningUpsilon:
         self.value: Tensor | None = None
         self._eta = eta
         self._q = dual_exponent(p)
-        self._recent: deque[tuple[Tensor, int]] = deque(maxlen=window)
+        self._recent: deque[Tensor] = deque(maxlen=window)  # Upsilon_B of a batch, and its samples
 
     def update(self, estimate: Tensor) -> Tensor:
         """Move towards an estimate and return the new value."""
@@ -66,16 +66,16 @@ class RunningUpsilon:
         :param batch: Upsilon_B, a scalar tensor.
         :param count: Samples in the batch.
         """
-        self._recent.append((batch, count))
-        values, counts = zip(*self._recent, strict=True)
-        return self.update(power_mean(torch.stack(values), self._q, batch.new_tensor(counts)))
+        self._recent.append(torch.stack([batch, torch.full_like(batch, count)]))
+        values, counts = torch.stack([*self._recent], 1)
+        return self.update(power_mean(values, self._q, counts))
 
     def state(self) -> dict[str, Any]:
-        """Return all that it remembers, as tensors and plain values."""
-        return {"value": self.value, "recent": [[value, count] for value, count in self._recent]}
+        """Return all that it remembers, as tensors."""
+        return {"value": self.value, "recent": [*self._recent]}
 
     def set_state(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from what :meth:`state` returned."""
         self.value = None if state["value"] is None else state["value"].to(device)
         self._recent.clear()
-        self._recent.extend((value.to(device), count) for value, count in state["recent"])
+        self._recent.extend(batch.to(device) for batch in state["recent"])

@@ -79,12 +79,12 @@ class _AtFlipped(DualDescent):
     """The worst distributions of all budgets: a sample counts by the share of them that flip it."""
 
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
-        labels, reach = indices_of(y), REACH * max(self._thresholds.values[-1], self._eps)
+        labels, reach = indices_of(y), REACH * self._thresholds.values[-1].clamp(min=self._eps)
         with self._updates.frozen():
             found = boundary(self._logits_of, x, labels, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
         taus = self._thresholds.update(found.distances)
         accuracy = dual_accuracy(found.distances, taus[-1], self._eps, self._p)
-        below = found.distances[:, None] < found.distances.new_tensor(taus)
+        below = found.distances[:, None] < taus
         shares = ((found.distances > 0)[:, None] & below).float().mean(1)
 
         def outer(_: Tensor, at_boundary: Tensor) -> tuple[Tensor, Figures]:
