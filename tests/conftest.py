@@ -8,7 +8,7 @@ import math
 import os
 import pickle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from hypothesis import settings
 from sklearn.datasets import load_digits
 from torch import nn
 
+from art_wdro import WassersteinMarginTrainer
 from art_wdro._reproduction.machine import machine
 
 # the networks are so small that a second thread only waits
@@ -79,6 +80,12 @@ class Problem(NamedTuple):
     classifier: PyTorchClassifier
     x: np.ndarray
     y: np.ndarray
+
+
+def trainer(kind: Any, classifier: PyTorchClassifier, **settings: Any) -> Any:
+    """Create a trainer with few steps; one with an anchor trains on labels alone, as networks here are untrained."""
+    anchor = {"anchor": 0} if kind is WassersteinMarginTrainer else {}
+    return kind(classifier, **({"eps": 0.1, "max_iter": 2, "seed": 0, "verbose": False} | anchor | settings))
 
 
 def make_classifier(model: nn.Module, shape: tuple[int, ...], classes: int, **kwargs) -> PyTorchClassifier:

@@ -32,7 +32,7 @@ from art_wdro._storage import arrays
 from art_wdro._threat.threat import Threat
 from art_wdro.losses import attack_objective
 from art_wdro.trainers._dual import RunningThresholds, dual_accuracy
-from tests.conftest import NORMS, digits, linear_problem, make_classifier, same, weights
+from tests.conftest import NORMS, digits, linear_problem, make_classifier, same, trainer, weights
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -74,9 +74,9 @@ def test_half_precision_in_training_is_the_attacks_alone(digits_classifier):
     digits_classifier.model.features.register_forward_hook(
         lambda module, inputs, output: dtypes.append((module.training, output.dtype))
     )
-    trainer = DistributionalTRADESTrainer(digits_classifier, max_iter=2, precision="bfloat16", verbose=False)
+    fine_tuning = DistributionalTRADESTrainer(digits_classifier, max_iter=2, precision="bfloat16", verbose=False)
     x, y = (part[:64] for part in digits()[0])
-    trainer.fit(x, y, batch_size=32, nb_epochs=1)
+    fine_tuning.fit(x, y, batch_size=32, nb_epochs=1)
     assert set(dtypes) == {(False, torch.bfloat16), (True, torch.float32)}
 
 
@@ -100,8 +100,7 @@ def test_weights_are_cast_once_an_attack_in_training(digits_classifier, kind, mo
         if not cast:
             monkeypatch.setattr("art_wdro._host.classifier.weights_in", lambda *_: nullcontext)
         formats.clear()
-        trainer = kind(digits_classifier, eps=0.05, max_iter=3, precision="bfloat16", verbose=False, seed=0)
-        trainer.fit(x, y, batch_size=32, nb_epochs=1)
+        trainer(kind, digits_classifier, precision="bfloat16").fit(x, y, batch_size=32, nb_epochs=1)
         assert formats == {(False, torch.bfloat16 if cast else torch.float32), (True, torch.float32)}
         assert all(now is before for now, before in zip(model.parameters(), own, strict=True))
         trained[cast] = weights(digits_classifier)
@@ -110,9 +109,9 @@ def test_weights_are_cast_once_an_attack_in_training(digits_classifier, kind, mo
 
 def test_predicted_labels_are_those_of_weights_in_float32(digits_classifier):
     settings = {"attack_label": "predicted", "upsilon": "resample", "precision": "bfloat16"}
-    trainer = DistributionalTRADESTrainer(digits_classifier, max_iter=2, verbose=False, **settings)
+    fine_tuning = DistributionalTRADESTrainer(digits_classifier, max_iter=2, verbose=False, **settings)
     x, y = (part[:64] for part in digits()[0])
-    trainer.fit(x, y, batch_size=32, nb_epochs=1)
+    fine_tuning.fit(x, y, batch_size=32, nb_epochs=1)
     assert np.isfinite(trainer.history[-1]["loss"])
 
 

@@ -20,15 +20,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
 from art_wdro.trainers._schedule import Schedule
 from art_wdro.trainers._update import Updates
-from tests.conftest import digits, make_classifier, same, weights
+from tests.conftest import digits, make_classifier, same, trainer, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 HELD = (X_TEST[:40], Y_TEST[:40])
 both = pytest.mark.parametrize("kind", [DistributionalTRADESTrainer, WassersteinMarginTrainer])
-
-
-def trainer(kind: Any, classifier: Any, **settings: Any) -> Any:
-    return kind(classifier, **({"eps": 0.1, "max_iter": 2, "seed": 0, "verbose": False} | settings))
 
 
 def after_updates(monkeypatch: pytest.MonkeyPatch, look: Any) -> list[Any]:

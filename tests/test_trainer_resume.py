@@ -29,6 +29,8 @@ from tests.test_checkpoint import ROOT, assert_same
 
 (X, Y), _ = digits()
 BATCHES = SAMPLES // SIZE
+# its networks are untrained, which is as good as any to hold on to
+pytestmark = pytest.mark.filterwarnings("ignore:the network was right on")
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([resume_worker.__name__, "torch._dynamo"])
 

@@ -33,7 +33,7 @@ from art_wdro import (
 from art_wdro._host import inputs
 from art_wdro.trainers import _minibatches
 from art_wdro.trainers._minibatches import Shuffled
-from tests.conftest import DigitsNetwork, digits, make_classifier, on_device, on_host, same, weights
+from tests.conftest import DigitsNetwork, digits, make_classifier, on_device, on_host, same, trainer, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 TRAINERS = [DistributionalTRADESTrainer, WassersteinMarginTrainer]
@@ -44,10 +44,6 @@ both = pytest.mark.parametrize("kind", TRAINERS)
 def _data_path(tmp_path, monkeypatch):
     """Where a classifier of ART writes its weights when it is copied or pickled."""
     monkeypatch.setattr(art.config, "ART_DATA_PATH", str(tmp_path))
-
-
-def trainer(kind: Any, classifier: PyTorchClassifier, **settings: Any) -> Any:
-    return kind(classifier, **({"eps": 0.1, "max_iter": 2, "seed": 0, "verbose": False} | settings))
 
 
 def train(training: Any, samples: int = 64) -> dict[str, torch.Tensor]:

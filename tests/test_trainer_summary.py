@@ -17,16 +17,12 @@ from tensorboardX.proto.event_pb2 import Event
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
 from art_wdro.trainers import _summary
 from art_wdro.trainers._update import Updates
-from tests.conftest import digits, same, weights
+from tests.conftest import digits, same, trainer, weights
 from tests.test_trainer_updates import ReadBacks
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 HELD = (X_TEST[:30], Y_TEST[:30])
 both = pytest.mark.parametrize("kind", [DistributionalTRADESTrainer, WassersteinMarginTrainer])
-
-
-def trainer(kind: Any, classifier: Any, **settings: Any) -> Any:
-    return kind(classifier, **({"eps": 0.1, "max_iter": 2, "seed": 0, "verbose": False} | settings))
 
 
 class Recorder(SummaryWriter):

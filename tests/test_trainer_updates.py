@@ -17,14 +17,10 @@ from art_wdro.trainers._copies import Copies, copy_all
 from art_wdro.trainers._modes import Modes, set_training_mode
 from art_wdro.trainers._trades import AlgorithmOne
 from art_wdro.trainers._update import Updates, _is_finite
-from tests.conftest import DigitsNetwork, digits, make_classifier, same, weights
+from tests.conftest import DigitsNetwork, digits, make_classifier, same, trainer, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 both = pytest.mark.parametrize("kind", [DistributionalTRADESTrainer, WassersteinMarginTrainer])
-
-
-def trainer(kind: Any, classifier: Any, **settings: Any) -> Any:
-    return kind(classifier, **({"eps": 0.1, "max_iter": 2, "seed": 0, "verbose": False} | settings))
 
 
 class ReadBacks(TorchDispatchMode):

@@ -119,7 +119,8 @@ def slopes_of_hinges(distances: Tensor, taus: Tensor, p: float) -> Tensor:
 def hinge_loss(logits: Tensor, labels: Tensor, distances: Tensor, slopes: Tensor, taus: Tensor, p: float) -> Tensor:
     """Return the mean of the hinges, with the gradient that the logits at the boundary points give it.
 
-    A sample's margin has the weight slope of the hinge / slope of the margin, at most `HEAVIEST`.
+    A sample's margin has the weight slope of the hinge / slope of the margin, at most `HEAVIEST`. A misclassified one,
+    whose hinge is 1, is drawn back with the weight of one as far before the boundary, margin / slope to first order.
 
     :param logits: Logits at the boundary points, (n, K), differentiable.
     :param labels: Class indices, (n,).
@@ -129,8 +130,9 @@ def hinge_loss(logits: Tensor, labels: Tensor, distances: Tensor, slopes: Tensor
     :param p: Order of the Wasserstein distance.
     :return: A scalar tensor.
     """
-    own = margins(as_float(logits), labels)
-    weights = slopes_of_hinges(distances, taus, p) / slopes.clamp(min=torch.finfo(slopes.dtype).tiny)
+    own, steepness = margins(as_float(logits), labels), slopes.clamp(min=torch.finfo(slopes.dtype).tiny)
+    beyond = own.detach().to(steepness).clamp(min=0) / steepness
+    weights = slopes_of_hinges(torch.where(distances > 0, distances, beyond), taus, p) / steepness
     moving: Tensor = (weights.clamp(max=HEAVIEST).to(own.dtype) * own).mean()
     return moving - moving.detach() + hinges(distances, taus, p).mean().to(moving.dtype)
 

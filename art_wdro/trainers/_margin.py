@@ -14,10 +14,13 @@ from art_wdro._host import arguments
 from art_wdro._host import classifier as host
 from art_wdro._host.keywords import explains_foreign_keywords
 from art_wdro._host.precision import PRECISIONS
-from art_wdro._solvers.boundary import boundary
+from art_wdro._solvers.boundary import Boundary, boundary
+from art_wdro.losses import as_float
+from art_wdro.trainers._anchor import Anchor
 from art_wdro.trainers._augmentation import indices_of
 from art_wdro.trainers._base import FineTuner
 from art_wdro.trainers._common import Common
+from art_wdro.trainers._consistency import kl_consistency
 from art_wdro.trainers._dual import RunningThresholds, dual_accuracy, hinge_loss
 from art_wdro.trainers._minibatches import Minibatches
 from art_wdro.trainers._run import Method
@@ -38,17 +41,21 @@ class WassersteinMarginTrainer(FineTuner):
     each minibatch the nearest points of another class are searched in eval mode, tau_k follows as the one threshold of
     the whole data set for the budget k eps / K, and the network takes one step, in train mode, on
 
-        CE(f(x), y) + beta mean_k mean_i (1 - (d_i / tau_k)^p)_+,
+        anchor KL(f_0(x) || f(x)) + (1 - anchor) CE(f(x), y) + beta mean_k mean_i (1 - (d_i / tau_k)^p)_+,
 
-    where the gradient of d_i is that of the margin at its boundary point over its slope there (implicit function
-    theorem); in the mean over k no margin weighs more than 1, so that an untrained network can start with it. Samples
-    beyond all tau_k are left to the cross-entropy, and so are misclassified ones. p = inf has tau_k = k eps / K and
-    (1 - d_i / tau_k)_+ in place of the 0-1 step; with `budgets=1` that is max-margin training.
+    f_0 the network as it was before training, where the gradient of d_i is that of the margin at its boundary point
+    over its slope there (implicit function theorem); in the mean over k no margin weighs more than 1, so that an
+    untrained network can start with it. A misclassified sample is drawn back to the boundary as one as far before it is
+    pushed off; samples beyond all tau_k, on either side, are left to the first two terms. p = inf has tau_k = k eps / K
+    and (1 - d_i / tau_k)_+ in place of the 0-1 step; with `budgets=1` that is max-margin training.
+
+    Labels alone in the place of the anchor make a robust network confident, and less robust: it loses distances faster
+    than the margins gain them (docs/results/frontier.md). To train from scratch, pass `anchor=0`.
 
     The interface is that of :class:`DistributionalTRADESTrainer`, without `attack`. In `history`, margin_loss is the
-    mean of the hinges, tau the threshold of eps at the end of the epoch in input units, and train_adversarial_accuracy
-    the dual's value for eps on the minibatches; they stand in the place of upsilon, budget_ratio, consistency_loss and
-    pointwise_loss.
+    mean of the hinges, anchor_loss the KL divergence (absent without an anchor), tau the threshold of eps at the end of
+    the epoch in input units, and train_adversarial_accuracy the dual's value for eps on the minibatches; they stand in
+    the place of upsilon, budget_ratio, consistency_loss and pointwise_loss.
 
     Attributes: `history`, one dict an epoch; `best_epoch`, the epoch whose weights the classifier
     holds; `final_state`, the state dict after the last epoch, on the host.
@@ -65,7 +72,7 @@ class WassersteinMarginTrainer(FineTuner):
         p: float = 2,
         norm: float | str = np.inf,
         max_iter: int = 10,
-        beta: float = 3.0,
+        beta: float = 1.0,
         budgets: int = 8,
         window: int = 16,
         seed: int | None = None,
@@ -79,6 +86,7 @@ class WassersteinMarginTrainer(FineTuner):
         max_grad_norm: float | None = None,
         summary_writer: bool | str | SummaryWriter = False,
         compile: bool = False,
+        anchor: float = 1.0,
     ) -> None:
         """Create the trainer.
 
@@ -108,6 +116,8 @@ class WassersteinMarginTrainer(FineTuner):
             folder, and a `SummaryWriter` of ART is used as it is. Figures of minibatches are those of the first rank.
         :param compile: Run the search's passes through `torch.compile`, as for :class:`WassersteinPGD`, and not the
             update's.
+        :param anchor: Share of what the network said of clean inputs before training in their loss, in [0, 1]; the rest
+            is that of the labels. 0 to train from scratch.
         :raises EstimatorError: If `classifier` is no `PyTorchClassifier`.
         :raises ValueError: If a value is not allowed, or the classifier has no optimiser.
         :raises TypeError: If a value is of the wrong type.
@@ -133,13 +143,14 @@ class WassersteinMarginTrainer(FineTuner):
         self._window = arguments.integer("window", window, 1)
         self._precision = arguments.choice("precision", precision, tuple(PRECISIONS))
         self._compile = arguments.flag("compile", compile)
+        self._anchor = arguments.real("anchor", anchor, 0, 1)
 
     def _method(self, updates: Updates, minibatches: Minibatches) -> Method:
         return DualDescent(self, updates)
 
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {
-            name: getattr(self, f"_{name}") for name in ("budgets", "window", "precision", "compile")
+            name: getattr(self, f"_{name}") for name in ("budgets", "window", "precision", "compile", "anchor")
         }
 
 
@@ -159,24 +170,49 @@ class DualDescent(Method):
         self._thresholds = RunningThresholds(
             self._eps, self._p, trainer._budgets, trainer._window, self._classifier.device
         )
+        self._share = trainer._anchor
+        self._anchor = Anchor(self._classifier) if self._share > 0 else None
 
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
         """Search the boundary points of a minibatch, and update the network once."""
-        targets, y = y, indices_of(y)
-        reach = REACH * self._thresholds.values[-1].clamp(min=self._eps)
-        with self._updates.frozen(), self._cast():
-            found = boundary(self._logits_of, x, y, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
+        labels = indices_of(y)
+        found = self._searched(x, labels)
+        said = self._said(x, found)
         taus = self._thresholds.update(found.distances)
         accuracy = dual_accuracy(found.distances, taus[-1], self._eps, self._p)
 
-        def outer(_: Tensor, at_boundary: Tensor) -> tuple[Tensor, Figures]:
-            loss = hinge_loss(at_boundary, y, found.distances, found.slopes, taus, self._p)
-            return self._beta * loss, {"margin_loss": loss, "train_adversarial_accuracy": accuracy}
+        def outer(clean: Tensor, at_boundary: Tensor) -> tuple[Tensor, Figures]:
+            loss = self._pushed(at_boundary, labels, found, taus)
+            figures = {"margin_loss": loss, "train_adversarial_accuracy": accuracy}
+            if said is None:
+                return self._beta * loss, figures
+            held = kl_consistency(said, as_float(clean))
+            return self._beta * loss + self._share * held, {**figures, "anchor_loss": held}
 
-        return self._updates(targets, [x, found.x], outer, where)
+        return self._updates(y, [x, found.x], outer, where, 1 - self._share)
+
+    def _searched(self, x: Tensor, labels: Tensor) -> Boundary:
+        """Search the boundary points of a minibatch."""
+        reach = REACH * self._thresholds.values[-1].clamp(min=self._eps)
+        with self._updates.frozen(), self._cast():
+            return boundary(self._logits_of, x, labels, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
+
+    def _said(self, x: Tensor, found: Boundary) -> Tensor | None:
+        """Return what the network said of a minibatch before training, (n, K), if it is held to that."""
+        if self._anchor is None:
+            return None
+        self._anchor.look(found.distances > 0)
+        with self._updates.frozen():
+            return self._anchor.logits(x)
+
+    def _pushed(self, at_boundary: Tensor, labels: Tensor, found: Boundary, taus: Tensor) -> Tensor:
+        """Return what is descended beside the clean loss, a scalar tensor."""
+        return hinge_loss(at_boundary, labels, found.distances, found.slopes, taus, self._p)
 
     def finish_epoch(self) -> dict[str, Any]:
         """Return the threshold of eps at the end of the epoch."""
+        if self._anchor is not None:
+            self._anchor.tell()
         return {"tau": self._thresholds.values[-1].item()}
 
     def watched(self) -> Figures:
@@ -184,9 +220,11 @@ class DualDescent(Method):
         return {"tau": self._thresholds.values[-1]}
 
     def learnt(self) -> dict[str, Any]:
-        """Return the thresholds and what they were taken from."""
-        return self._thresholds.state()
+        """Return the thresholds and what they were taken from, and the network as it was."""
+        return {**self._thresholds.state(), "anchor": [] if self._anchor is None else self._anchor.state()}
 
     def relearn(self, learnt: dict[str, Any]) -> None:
         """Go on from what :meth:`learnt` returned."""
         self._thresholds.set_state(learnt)
+        if self._anchor is not None:
+            self._anchor.set_state(learnt["anchor"])

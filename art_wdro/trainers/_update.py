@@ -76,7 +76,9 @@ class Updates:
         assert self._modes is not None
         return self._modes.frozen()
 
-    def __call__(self, y: Tensor, batches: Sequence[Tensor], outer: Outer, where: str) -> Figures | None:
+    def __call__(
+        self, y: Tensor, batches: Sequence[Tensor], outer: Outer, where: str, weight: float = 1.0
+    ) -> Figures | None:
         """Take one step of the outer problem.
 
         One value is read back from the device: whether loss and gradient are finite. Figures are those of the weights
@@ -86,6 +88,7 @@ class Updates:
         :param batches: The clean inputs, (n, ...), and further ones that `outer` wants.
         :param outer: The loss beside the classifier's cross-entropy on clean inputs.
         :param where: Name of the minibatch, for an error.
+        :param weight: Of the classifier's cross-entropy.
         :return: The mean figures of this rank's part, or None if it was skipped.
         :raises FloatingPointError: If the loss or its gradient is not finite, unless such minibatches are skipped.
         """
@@ -93,11 +96,11 @@ class Updates:
         model, optimiser = host.network(self._classifier), host.optimiser(self._classifier)
         self._buffers.take()
         with self._modes.training():
-            figures = self._descend(y, batches, outer)
+            figures = self._descend(y, batches, outer, weight)
             if self._perturbation is not None:
                 self._buffers.put_back()
                 with self._perturbation.applied():
-                    loss = self._descend(y, batches, outer)["loss"]
+                    loss = self._descend(y, batches, outer, weight)["loss"]
             else:
                 loss = figures["loss"]
             if not _is_finite(loss, model):
@@ -113,7 +116,7 @@ class Updates:
             self.average.update()
         return figures
 
-    def _descend(self, y: Tensor, batches: Sequence[Tensor], outer: Outer) -> Figures:
+    def _descend(self, y: Tensor, batches: Sequence[Tensor], outer: Outer, weight: float) -> Figures:
         """Leave the gradient of the outer problem with the parameters, and return the figures."""
         assert self._forward is not None
         with torch.enable_grad():
@@ -122,9 +125,9 @@ class Updates:
             clean_loss = training_loss(self._classifier)(clean, targets)
             loss, figures = outer(clean, *others)
             host.optimiser(self._classifier).zero_grad()
-            torch.autograd.backward(self._shared(clean_loss, loss, y))
+            torch.autograd.backward(self._shared(weight * clean_loss, loss, y))
         accuracy = (clean.argmax(1) == indices_of(y)).double().mean()
-        whole = clean_loss.detach() + loss.detach()
+        whole = weight * clean_loss.detach() + loss.detach()
         figures = {"loss": whole, "clean_loss": clean_loss, **figures, "train_clean_accuracy": accuracy}
         return {name: figure.detach() for name, figure in figures.items()}
 

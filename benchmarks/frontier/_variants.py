@@ -47,11 +47,13 @@ class SoftenedUpdates(Updates):
     def frozen(self) -> AbstractContextManager[None]:
         return self._updates.frozen()
 
-    def __call__(self, y: Tensor, batches: Sequence[Tensor], outer: Outer, where: str) -> Figures | None:
+    def __call__(
+        self, y: Tensor, batches: Sequence[Tensor], outer: Outer, where: str, weight: float = 1.0
+    ) -> Figures | None:
         with torch.no_grad():
             said = self._before(batches[0]).softmax(1)
         targets = LABEL * one_hot(indices_of(y), self._classes) + (1 - LABEL) * said
-        return self._updates(targets, batches, outer, where)
+        return self._updates(targets, batches, outer, where, weight)
 
 
 class SoftenedTRADES(DistributionalTRADESTrainer):
