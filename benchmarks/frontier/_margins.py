@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Margin training with another margin in its loss, at the boundary points and with the thresholds of the package's own.
+"""Margin training with another margin in its loss, or with other thresholds.
 
-Both change one thing each: what a misclassified sample counts for, and which classes pull at a boundary point.
+Each changes one thing: what a misclassified sample counts for, which classes pull at a boundary point, or how far
+the thresholds reach.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_wdro import WassersteinMarginTrainer
 from art_wdro._solvers.boundary import Boundary, boundary
 from art_wdro.losses import as_float, margins, rivals
 from art_wdro.trainers._augmentation import indices_of
-from art_wdro.trainers._dual import HEAVIEST, dual_accuracy, slopes_of_hinges
+from art_wdro.trainers._dual import HEAVIEST, RunningThresholds, dual_accuracy, slopes_of_hinges
 from art_wdro.trainers._margin import REACH, DualDescent
 from art_wdro.trainers._minibatches import Minibatches
 from art_wdro.trainers._update import Figures, Updates
@@ -34,6 +38,29 @@ class SoftMargins(WassersteinMarginTrainer):
 
     def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
         return _AllClasses(self, updates)
+
+
+class ScaledThresholds(WassersteinMarginTrainer):
+    """Multiply the thresholds, to see what it would change to take them from other images."""
+
+    def __init__(self, classifier: PyTorchClassifier, scale: float = 1.0, **options: Any) -> None:
+        """Take what thresholds are multiplied by, beside the options of the base class."""
+        super().__init__(classifier, **options)
+        self.scale = scale
+
+    def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
+        method = DualDescent(self, updates)
+        method._thresholds = _Scaled(self._common.eps, self._common.p, self._budgets, self._window)
+        method._thresholds.scale = self.scale
+        return method
+
+
+class _Scaled(RunningThresholds):
+    scale = 1.0
+
+    def update(self, distances: Tensor) -> list[float]:
+        self.values = [self.scale * value for value in super().update(distances)]
+        return self.values
 
 
 class _Pushed(DualDescent):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
 from art_wdro.trainers._base import FineTuner
 from benchmarks._settings import DATA, LONGER, QUICK
-from benchmarks.frontier._margins import NegativeMargins, SoftMargins
+from benchmarks.frontier._margins import NegativeMargins, ScaledThresholds, SoftMargins
 from benchmarks.frontier._rivals import AdversarialTraining, MaxMarginTraining
 from benchmarks.frontier._transport import ARMORTraining, UDRTraining
 from benchmarks.frontier._variants import HeldMargin, KnapsackTraining, SoftenedMargin, SoftenedTRADES
@@ -108,6 +108,7 @@ METHODS: dict[str, Method] = {
     "margin, held": Method(HeldMargin, {"beta": 3.0}, values("points", 0, 1, 2)),
     "margin, negative": Method(NegativeMargins, {}, values("beta", 3, 1.5, 6)),
     "margin, soft": Method(SoftMargins, {}, values("beta", 3, 1.5, 6)),
+    "margin, thresholds": Method(ScaledThresholds, {}, values("scale", 0.9, 1.1)),
     "margin-AWP": Method(MARGIN, {"weight_perturbation": PERTURBED}, values("beta", 6, 3, 12)),
     "margin, softened": Method(SoftenedMargin, {}, values("beta", 6, 3, 12)),
     "TRADES, softened": Method(SoftenedTRADES, POINTWISE, values("beta", 6, 3) | values("radius", 1.5)),
