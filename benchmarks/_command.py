@@ -6,11 +6,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks._files import RESULTS, ROOT
 from benchmarks._settings import DATA, QUICK
 
+T = TypeVar("T")
 NAMES = tuple(name for name in DATA if name != QUICK)
 FIXED = (RESULTS, ROOT / "docs")
 """Folders of figures in version control, which a quick run leaves alone."""
@@ -34,6 +35,26 @@ def with_data(parser: argparse.ArgumentParser, names: Collection[str] = NAMES) -
     return parser
 
 
+def with_shard(parser: argparse.ArgumentParser, what: str) -> argparse.ArgumentParser:
+    """Add which share of the work a process takes, for :func:`share`.
+
+    :param parser: From :func:`command`.
+    :param what: What is shared, and when, for the help.
+    """
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help=f"take every N-th of {what}, from the I-th on")
+    return parser
+
+
+def share(items: Sequence[T], shard: tuple[int, int] | None) -> Sequence[T]:
+    """Return the share of a process, or all where none is asked for.
+
+    >>> share("abcde", (1, 2)), share("abcde", None)
+    ('bd', 'abcde')
+    """
+    number, count = shard or (0, 1)
+    return items[number::count]
+
+
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, **quick: Any) -> argparse.Namespace:
     """Read a command line.
 
@@ -53,3 +74,11 @@ def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, **q
     elif getattr(args, "name", QUICK) is None:
         parser.error("a data set is missing, or --quick")
     return args
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Read "0/4" as (0, 4)."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"shard is {text!r}; allowed are 0/N to N-1/N")
+    return int(number), int(count)

@@ -22,10 +22,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 import benchmarks
-from art_wdro import WassersteinMarginTrainer
-from benchmarks import _cells
+from art_wdro._sources.data import Split
+from benchmarks import _autoattack, _cells
 from benchmarks._cells import Cells, cells_of, file_of, read_cells, run_cell
-from benchmarks._command import command, parsed, with_data
+from benchmarks._command import command, parsed, share, with_data, with_shard
 from benchmarks._counting import Counter
 from benchmarks._files import compact, keep, keep_cells
 from benchmarks._settings import DATA, QUICK, SHARES
@@ -44,13 +44,14 @@ from benchmarks.frontier import (
     _settings as frontier_settings,
 )
 from benchmarks.frontier import training as frontier
-from benchmarks.margin import _choices, _remedies
+from benchmarks.margin import _cells as margin_cells
+from benchmarks.margin import _choices
 from benchmarks.margin import figure as margin_figure
 from benchmarks.networks import _architectures
 from benchmarks.paper import summary
 from benchmarks.paper._protocols import WithoutBudgets
 from benchmarks.speed.gpu import run_tests
-from tests.conftest import linear_problem, make_classifier, on_device, same, weights
+from tests.conftest import linear_problem, make_classifier, weights
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "benchmarks").rglob("*.py"))
@@ -278,12 +279,13 @@ def upsilon_estimates(found: Any) -> None:
 
 def margin_training(found: Any) -> None:
     cells = rows_by([{**cell, "key": tuple(cell["cell"].values())} for cell in found], "key")
-    assert len(cells) == 7
+    assert len(cells) == 8
     assert {cell["cell"]["method"] for cell in found} == {
         "start",
         "paper",
         "margin",
         "margin, beta 2",
+        "margin, augmented",
         "margin, weights perturbed",
     }
     for cell in found:
@@ -521,41 +523,34 @@ def test_sources_leave_the_path_and_the_folder_alone():
     assert [file for file in SOURCES if re.search(r"sys\.path|chdir", file.read_text(encoding="utf-8"))] == []
 
 
+def test_a_stream_has_other_images_in_every_epoch():
+    data = Split(np.arange(14.0), np.arange(14))
+    stream = margin_cells.Stream(data, size=7, batch_size=3)
+    x, y = zip(*(stream.get_batch() for _ in range(6)), strict=True)
+    assert [len(part) for part in x] == [3, 3, 1] * 2
+    assert np.array_equal(np.concatenate(x), data.x)
+    assert np.array_equal(np.concatenate(y), data.y)
+
+
+def test_autoattack_is_run_on_what_stands_and_kept(tmp_path, monkeypatch):
+    problem = linear_problem(clip_values=(0.0, 1.0))
+    test = Split(problem.x[1:7], problem.y[1:7])  # all of them right
+    other = torch.from_numpy(problem.x[problem.y != test.y[0]][1:2])
+    point = {"distances": [0.3, 0.05, 0.2, 0.4, 0.15, math.inf]}
+    cell = {"setting": {"eps": 0.1}, "points": {"last": point}}
+    monkeypatch.setattr(_autoattack, "IMAGES", 5)
+
+    def first_flipped(_, x, y, r, eps, at_once):
+        assert (len(x), r, eps, at_once) == (4, math.inf, 0.1, 7)
+        return torch.cat([other, x[1:]]), 0.0
+
+    monkeypatch.setattr(_autoattack, "autoattack_points", first_flipped)
+    shown = _autoattack.attack_standing(tmp_path / "a.json", cell, point, problem.classifier, test, 7)
+    assert shown == {"searches": 80.0, "autoattack": 60.0}
+    assert json.loads((tmp_path / "a.json").read_text())["points"]["last"]["autoattack"] == 0.6
+
+
 # The trainers that differ from the package's
-
-
-def trained(kind, problem, x, beta):
-    """Train a copy of a linear network on one minibatch, and return its weights."""
-    model = copy.deepcopy(problem.classifier.model)
-    classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
-    kind(classifier, eps=0.05, beta=beta, seed=0, verbose=False).fit(x, problem.y, batch_size=len(x), nb_epochs=1)
-    return weights(classifier)
-
-
-def test_perturbed_weights_are_worse_by_one_step_of_ascent():
-    """One minibatch without the margins' term, against the update by hand."""
-    problem = linear_problem(clip_values=(0.0, 1.0))
-    x, y = on_device(problem.x), on_device(problem.y)
-    model = copy.deepcopy(problem.classifier.model)
-    cross_entropy(model(x), y).backward()
-    weight, gradient = model[-1].weight, model[-1].weight.grad
-    worse = copy.deepcopy(model)
-    with torch.no_grad():
-        worse[-1].weight += 0.01 * weight.norm() * gradient / gradient.norm()
-    worse.zero_grad()
-    cross_entropy(worse(x), y).backward()
-    found = trained(_remedies.PerturbedMargin, problem, problem.x, beta=0.0)
-    for (name, before), after in zip(model.named_parameters(), worse.parameters(), strict=True):
-        torch.testing.assert_close(found[name], before.detach() - 0.5 * after.grad)
-    assert not torch.allclose(found["1.weight"], (weight - 0.5 * gradient).detach(), rtol=0, atol=1e-5)
-
-
-def test_augmented_images_are_attacked_and_learnt(monkeypatch):
-    monkeypatch.setattr(_remedies, "augmented", lambda x: 1 - x)
-    problem = linear_problem(clip_values=(0.0, 1.0))
-    found = trained(_remedies.AugmentedMargin, problem, problem.x, beta=1.5)
-    assert same(found, trained(WassersteinMarginTrainer, problem, 1 - problem.x, beta=1.5))
-    assert not same(found, trained(WassersteinMarginTrainer, problem, problem.x, beta=1.5))
 
 
 def test_without_budgets_every_minibatch_gets_the_whole_eps():
@@ -810,6 +805,14 @@ def test_quick_values_give_way_to_the_command_line():
     line.add_argument("--repeats", type=int, default=7)
     args = parsed(line, ["--quick", "--repeats", "3"], samples=8, repeats=1)
     assert (args.name, args.samples, args.repeats) == (QUICK, 8, 3)
+
+
+def test_processes_share_work_and_leave_none():
+    line = with_shard(command("text"), "the items")
+    shards = [line.parse_args(["--shard", f"{number}/3"]).shard for number in range(3)]
+    parts = [share(range(7), shard) for shard in shards]
+    assert [list(part) for part in parts] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert list(share(range(7), line.parse_args([]).shard)) == list(range(7))
 
 
 def test_a_data_set_must_be_named(capsys):

@@ -38,7 +38,7 @@ from art_wdro._sources.data import load_data
 from art_wdro._sources.networks import load_network
 from art_wdro.functional import least_distances
 from benchmarks._cells import Cells, cells_of
-from benchmarks._command import NAMES, command, parsed, with_data
+from benchmarks._command import NAMES, command, parsed, share, with_data, with_shard
 from benchmarks._files import documented, keep
 from benchmarks._tables import Table
 from benchmarks.attacks._rivals import MOST, NORMS, Images, correct_of, installed, scored_distances
@@ -112,16 +112,17 @@ def cell_of(r: float, passes: int, attack: str) -> dict[str, Any]:
 
 
 def run_shard(images: Images, args: argparse.Namespace, libraries: set[str], cells: Cells) -> None:
-    """Run one part of all attacks, every so-manieth."""
-    number, count = args.shard
-    shown, at = Table("norm", "passes", "attack", "gradients", "seconds"), 0
-    for passes in sorted(args.passes, reverse=True):  # the long ones first
-        for r in args.norms:
-            for name, run in contestants(images, r, passes, libraries).items():
-                if at % count == number:
-                    found = cells.run(cell_of(r, passes, name), partial(scored_distances, images, run, r))
-                    shown.row(r, passes, name, f"{found['gradients']:.0f}", f"{found['seconds']:.1f}")
-                at += 1
+    """Run this process's share of all attacks."""
+    attacks = [
+        (r, passes, name, run)
+        for passes in sorted(args.passes, reverse=True)  # the long ones first
+        for r in args.norms
+        for name, run in contestants(images, r, passes, libraries).items()
+    ]
+    shown = Table("norm", "passes", "attack", "gradients", "seconds")
+    for r, passes, name, run in share(attacks, args.shard):
+        found = cells.run(cell_of(r, passes, name), partial(scored_distances, images, run, r))
+        shown.row(r, passes, name, f"{found['gradients']:.0f}", f"{found['seconds']:.1f}")
 
 
 def ranked(images: Images, r: float, passes: int, libraries: set[str], cells: Cells) -> list[dict[str, Any]]:
@@ -165,14 +166,6 @@ def images_of(args: argparse.Namespace) -> Images:
     return correct_of(model, data, args.samples, "gpu" if args.gpu else "cpu")
 
 
-def shard(text: str) -> tuple[int, int]:
-    """Read "0/4" as (0, 4)."""
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
-        raise argparse.ArgumentTypeError(f"shard is {text!r}; allowed are 0/N to N-1/N")
-    return int(number), int(count)
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     found = with_data(command(__doc__), (*NAMES, OWN))
@@ -185,8 +178,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--images", help="with `own`: a file .npz, torchvision:NAME or a folder of images")
     found.add_argument("--gpu", action="store_true", help="on a GPU, where there is one")
     found.add_argument("--directory", type=Path, help="where attacks are kept for good; else until all have run")
-    found.add_argument("--shard", type=shard, help="with --directory: which part of the attacks to run, I/N")
-    return found
+    return with_shard(found, "the attacks, with --directory")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

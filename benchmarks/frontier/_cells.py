@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from art_wdro import WassersteinKnapsack, WassersteinPGD, shift_and_flip
+from art_wdro import WassersteinKnapsack, shift_and_flip
+from art_wdro._reproduction.protocol import paper_attack
 from art_wdro._sources.data import Split
 from art_wdro._sources.networks import load_network
 from art_wdro._storage.files import write_atomically
@@ -22,9 +22,8 @@ from art_wdro.evaluation._accuracy import adversarial_accuracy
 from benchmarks._cells import file_of, run_cell
 from benchmarks._counting import Counter
 from benchmarks._settings import DATA, QUICK
-from benchmarks._timing import timed
+from benchmarks._trainings import attempted, figures_of, show, worded
 from benchmarks.frontier._settings import START, Setting, called_with, point_of
-from benchmarks.margin._cells import figures
 from benchmarks.networks._architectures import classifier_of
 from benchmarks.networks._data import load
 
@@ -72,13 +71,9 @@ def run_point(bench: Bench, cell: dict[str, Any]) -> dict[str, Any]:
     file = file_of(bench.folder, cell)
 
     def work() -> dict[str, Any]:
-        try:
-            found, seconds = timed(lambda: worked(bench, cell, file))
-        except FloatingPointError as error:
-            found, seconds = {"failed": str(error)}, 0.0
+        found, seconds = attempted(lambda: worked(bench, cell, file))
         for weights, point in found.get("points", {}).items():
-            shown = {key: round(100 * point[key], 2) for key in ("clean", "winf", "area", "wpgd")}
-            print(json.dumps({**cell, "weights": weights, **shown, "seconds": round(seconds)}), flush=True)
+            show({**cell, "weights": weights}, point, seconds)
         return found
 
     return run_cell(file, {"cell": cell, "trainer": described(cell, bench), "setting": bench.setting._asdict()}, work)
@@ -89,7 +84,7 @@ def described(cell: dict[str, Any], bench: Bench) -> dict[str, Any]:
     if cell["method"] == START:
         return {}
     cls, options = called_with(cell, bench.setting.eps)
-    return {"class": cls.__name__, **{k: "inf" if v == math.inf else v for k, v in options.items()}}
+    return {"class": cls.__name__, **worded(options)}
 
 
 def worked(bench: Bench, cell: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -142,14 +137,14 @@ def trained(
 def evaluated(classifier: PyTorchClassifier, bench: Bench) -> dict[str, Any]:
     """Return accuracies on the test images: clean, and by least distances and W-PGD-20; and these distances."""
     setting = bench.setting
-    shared: dict[str, Any] = {"eps": setting.eps, "batch_size": setting.at_once, "verbose": False}
-    search = WassersteinKnapsack(classifier, max_iter=setting.gradients, **shared)
+    search = WassersteinKnapsack(
+        classifier, eps=setting.eps, max_iter=setting.gradients, batch_size=setting.at_once, verbose=False
+    )
     search.generate(*bench.test)
     distances = np.array([float(f"{distance:.4g}") for distance in search.distances_])
-    attack = WassersteinPGD(classifier, p=2, eps_step=setting.eps / 20, max_iter=20, loss="redlr", **shared)
     return {
-        **figures(distances, setting.eps),
-        "wpgd": adversarial_accuracy(classifier, *bench.test, attack, batch_size=setting.at_once),
+        **figures_of(distances, setting.eps),
+        "wpgd": adversarial_accuracy(classifier, *bench.test, paper_attack(classifier, 2.0, setting.eps)),
         "distances": distances.tolist(),
     }
 

@@ -16,7 +16,7 @@ from art_wdro.trainers._augmentation import indices_of
 from art_wdro.trainers._margin import DualDescent
 from art_wdro.trainers._minibatches import Minibatches
 from art_wdro.trainers._trades import AlgorithmOne
-from art_wdro.trainers._update import Figures, Updates
+from art_wdro.trainers._update import Figures, Outer, Updates
 
 
 class AdversarialTraining(DistributionalTRADESTrainer):
@@ -32,12 +32,17 @@ class _OnAttacked(AlgorithmOne):
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
         with self._updates.frozen():
             attacked = self._perturb(x, indices_of(y))
+        return self._updates(y, [attacked], nothing_beside(indices_of(y)), where)
 
-        def outer(logits: Tensor) -> tuple[Tensor, Figures]:
-            right = (predicted(logits) == indices_of(y)).double().mean()
-            return logits.new_zeros(()), {"train_adversarial_accuracy": right}
 
-        return self._updates(y, [attacked], outer, where)
+def nothing_beside(labels: Tensor) -> Outer:
+    """Return the loss beside the cross-entropy of attacked inputs where there is none, with the accuracy on them."""
+
+    def outer(logits: Tensor) -> tuple[Tensor, Figures]:
+        right = (predicted(logits) == labels).double().mean()
+        return logits.new_zeros(()), {"train_adversarial_accuracy": right}
+
+    return outer
 
 
 class MaxMarginTraining(WassersteinMarginTrainer):

@@ -23,6 +23,7 @@ from art_wdro.trainers._augmentation import indices_of
 from art_wdro.trainers._minibatches import Minibatches
 from art_wdro.trainers._trades import AlgorithmOne
 from art_wdro.trainers._update import Figures, Updates
+from benchmarks.frontier._rivals import nothing_beside
 
 RATE, PERIOD = 0.02, 10
 """Step of UDR's multiplier, and minibatches between two of them."""
@@ -68,12 +69,7 @@ class _SoftBall(AlgorithmOne):
         if len(self._lengths) == PERIOD:
             self._price -= RATE * (self._eps - self._lengths.mean().item())
             self._lengths = self._lengths[:0]
-
-        def outer(logits: Tensor) -> tuple[Tensor, Figures]:
-            right = (predicted(logits) == labels).double().mean()
-            return logits.new_zeros(()), {"train_adversarial_accuracy": right}
-
-        return self._updates(y, [x + delta], outer, where)
+        return self._updates(y, [x + delta], nothing_beside(labels), where)
 
 
 def shrunk(delta: Tensor, eps: float, price: float) -> Tensor:

@@ -24,13 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from art_wdro._storage.files import write_text
-from art_wdro.evaluation._autoattack import autoattack_points
+from benchmarks._autoattack import attack_standing, both
 from benchmarks._cells import file_of, read_cells
-from benchmarks._command import command, parsed, with_data
+from benchmarks._command import command, parsed, share, with_data, with_shard
 from benchmarks._files import keep_cells
 from benchmarks._settings import QUICK, SEEDS
 from benchmarks._tables import Table, spread
@@ -38,8 +36,6 @@ from benchmarks.frontier._cells import Bench, bench_of, restored, run_point, sho
 from benchmarks.frontier._curves import FIGURES, WEIGHTS, Point, at_clean, curves_of, points_of
 from benchmarks.frontier._settings import METHODS, QUICK_POINTS, SETTINGS, START, cells_of, point_of
 
-AUTOATTACK_IMAGES = 200
-"""Test images of AutoAttack, the first of those of the searches."""
 LEVELS = (-4, -3, -2, -1, 0, 1, 2)
 """Clean accuracies at which methods are compared, in points from the start's."""
 MINUTE = 60
@@ -56,8 +52,7 @@ def run(bench: Bench, cells: Sequence[dict[str, Any]], minutes: float) -> None:
 
 
 def autoattack(bench: Bench, cells: Sequence[dict[str, Any]]) -> None:
-    """Run AutoAttack, standard, on images that the search leaves standing, for all weights of cells that were run."""
-    test = bench.test.choose(np.arange(AUTOATTACK_IMAGES))
+    """Run AutoAttack for all weights of cells that were run."""
     for own in cells:
         file = file_of(bench.folder, own)
         if not file.exists():
@@ -67,14 +62,7 @@ def autoattack(bench: Bench, cells: Sequence[dict[str, Any]]) -> None:
             if "autoattack" in point:
                 continue
             classifier = restored(bench, own, weights)
-            standing = np.flatnonzero(np.array(point["distances"][:AUTOATTACK_IMAGES]) > bench.setting.eps)
-            x, y = (torch.from_numpy(part[standing]) for part in test)
-            points, _ = autoattack_points(classifier, x, y, math.inf, bench.setting.eps, bench.setting.at_once)
-            right = classifier.predict(points.numpy()).argmax(1) == y.numpy() if len(y) else np.zeros(0, bool)
-            point["searched"] = len(standing) / AUTOATTACK_IMAGES
-            point["autoattack"] = float(right.sum() / AUTOATTACK_IMAGES)
-            write_text(file, json.dumps(cell, indent=1))
-            shown = {key: round(100 * point[key], 1) for key in ("searched", "autoattack")}
+            shown = attack_standing(file, cell, point, classifier, bench.test, bench.setting.at_once)
             print(json.dumps({**own, "weights": weights, **shown}), flush=True)
 
 
@@ -99,7 +87,7 @@ def table(cells: Sequence[dict[str, Any]]) -> None:
 def attacked(cells: Sequence[dict[str, Any]]) -> None:
     """Print W_inf on AutoAttack's images, by the search and by AutoAttack on top of it, where that was run."""
     rows = [
-        (shown_name(cell["cell"], weights), f"{100 * point['searched']:.1f}", f"{100 * point['autoattack']:.1f}")
+        (shown_name(cell["cell"], weights), *both(point, cell["setting"]["eps"]).values())
         for cell in cells
         for weights, point in cell.get("points", {}).items()
         if "autoattack" in point
@@ -123,7 +111,7 @@ def compare(points: Sequence[Point], clean: float, name: str, title: str) -> Non
                 shown.row(shown_name({"method": method, "knob": None}, weights), *texts)
 
 
-def wanted(args: argparse.Namespace) -> list[dict[str, Any]]:
+def wanted(args: argparse.Namespace) -> Sequence[dict[str, Any]]:
     """Return this process's share of the cells that the command line names."""
     only = QUICK_POINTS if args.quick and not args.only else args.only
     names = [*METHODS, START, *map(point_of, cells_of((0,)))]
@@ -131,16 +119,7 @@ def wanted(args: argparse.Namespace) -> list[dict[str, Any]]:
     if unknown:
         raise SystemExit(f"--only is {unknown[0]!r}; allowed are methods and their points, {', '.join(names)}")
     found = [c for c in cells_of(tuple(args.seeds)) if not only or {c["method"], point_of(c)} & set(only)]
-    number, count = args.shard
-    return found[number::count]
-
-
-def shard(text: str) -> tuple[int, int]:
-    """Read which share of the cells a process takes."""
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; allowed is i/n with i from 0 to n - 1")
-    return int(number), int(count)
+    return share(found, args.shard)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -155,11 +134,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     found.add_argument("--minutes", type=float, default=math.inf, help="begin no cell after so many")
     found.add_argument("--only", nargs="+", help='methods or points, as "TRADES" or "TRADES, beta 3"; all unless given')
-    found.add_argument(
-        "--shard", type=shard, default=(0, 1), help="i/n: take every n-th of the cells, from the i-th on"
-    )
     found.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS[:1]))
-    return found
+    return with_shard(found, "the cells")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

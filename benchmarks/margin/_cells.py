@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -11,29 +10,50 @@ from typing import Any
 
 import numpy as np
 import torch
+from art.data_generators import DataGenerator
 from art.estimators.classification import PyTorchClassifier
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from art_wdro import WassersteinKnapsack, knapsack_accuracy, perturb_weights
-from art_wdro._reproduction.protocol import paper_figures
+from art_wdro import WassersteinKnapsack, perturb_weights, shift_and_flip
+from art_wdro._reproduction.protocol import paper_attack
 from art_wdro._solvers.boundary import boundary
 from art_wdro._sources.data import Split, load_data
 from art_wdro._storage.files import write_atomically
+from art_wdro.evaluation._accuracy import adversarial_accuracy
 from art_wdro.trainers._base import FineTuner
 from art_wdro.trainers._dual import HEAVIEST
 from art_wdro.trainers._margin import REACH
 from benchmarks._cells import file_of, run_cell
 from benchmarks._counting import Counter
-from benchmarks._settings import DATA, SHARES
-from benchmarks._timing import timed
-from benchmarks.margin._remedies import Stream
+from benchmarks._settings import DATA
+from benchmarks._trainings import attempted, figures_of, show, worded
 from benchmarks.margin._settings import MARGIN, MAX_ITER, METHODS, RATES, SETTINGS, Setting
 from benchmarks.networks._architectures import classifier_of
 from benchmarks.networks._data import load
 from benchmarks.networks.pretrained import pretrained, untrained
 
-GRID = np.linspace(0, 1, 41)
-"""Budgets of the area, in eps."""
+AT_ONCE = 250
+"""Test images in one pass of the evaluation."""
+
+
+class Stream(DataGenerator):  # type: ignore[misc]
+    """Images in a fixed order, each of them once: every epoch has some of its own."""
+
+    def __init__(self, data: Split, size: int, batch_size: int) -> None:
+        """Cut minibatches, none of which spans two epochs.
+
+        :param data: The images of all epochs.
+        :param size: Images of an epoch.
+        :param batch_size: Images in a minibatch.
+        """
+        super().__init__(size, batch_size)
+        starts = [first + own for first in range(0, len(data.x), size) for own in range(0, size, batch_size)]
+        self._parts = zip(*(np.split(part, starts[1:]) for part in data), strict=True)
+
+    def get_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the next minibatch."""
+        x, y = next(self._parts)
+        return x, y
 
 
 def classifier_for(name: str, rate: float) -> PyTorchClassifier:
@@ -43,12 +63,20 @@ def classifier_for(name: str, rate: float) -> PyTorchClassifier:
     return classifier_of(model, DATA[setting.network].shape, lr=rate, momentum=setting.momentum)
 
 
+def restored(name: str, file: Path) -> PyTorchClassifier:
+    """Return the classifier of a cell that was run, which is kept in a file."""
+    classifier = classifier_for(name, 0.0)
+    classifier.model.load_state_dict(torch.load(file.with_suffix(".pt"), weights_only=True))
+    return classifier
+
+
 def trained(name: str, train: Split, cell: dict[str, Any], file: Path) -> tuple[PyTorchClassifier, dict[str, Any]]:
     """Train by one method, and return the classifier after the last epoch and what the training took."""
     setting, seed = SETTINGS[name], cell["seed"]
     cls, options = called_with(cell["method"])
     if "longer" in options:
         options["eps_step"] = options.pop("longer") * setting.eps / options["max_iter"]
+    augment = shift_and_flip(padding=4) if options.pop("augmented", setting.fresh) else None
     classifier = classifier_for(name, RATES[cell["rate"]])
     torch.manual_seed(seed)
     perturb_weights(classifier, seed=seed)
@@ -57,9 +85,9 @@ def trained(name: str, train: Split, cell: dict[str, Any], file: Path) -> tuple[
     trainer = cls(classifier, **options)
     order = np.random.default_rng(seed).permutation(len(train.x))
     scheduler = CosineAnnealingLR(classifier.optimizer, setting.epochs) if cell["rate"].startswith("cosine") else None
-    shared: dict[str, Any] = {"nb_epochs": setting.epochs, "scheduler": scheduler}
+    shared: dict[str, Any] = {"nb_epochs": setting.epochs, "scheduler": scheduler, "augment": augment}
     if setting.fresh:
-        stream = Stream(*train.choose(order[: setting.images * setting.epochs]), setting.images, setting.batch)
+        stream = Stream(train.choose(order[: setting.images * setting.epochs]), setting.images, setting.batch)
         trainer.fit_generator(stream, **shared)
     else:
         rows, checkpoint = order[: setting.images], file.with_suffix(".ckpt")
@@ -73,7 +101,7 @@ def trained(name: str, train: Split, cell: dict[str, Any], file: Path) -> tuple[
 def distances(classifier: PyTorchClassifier, data: Split, setting: Setting) -> np.ndarray:
     """Return the least l_inf distances that either of two searches finds, the second with several reaches."""
     eps, (longest, others, _) = setting.eps, setting.gradients
-    knapsack = WassersteinKnapsack(classifier, eps=eps, max_iter=longest, batch_size=250, verbose=False)
+    knapsack = WassersteinKnapsack(classifier, eps=eps, max_iter=longest, batch_size=AT_ONCE, verbose=False)
     knapsack.generate(*data)
     found = [searched(classifier, data, reach * eps, others) for reach in setting.reaches]
     least: np.ndarray = np.minimum.reduce([knapsack.distances_, *found])
@@ -84,22 +112,12 @@ def searched(classifier: PyTorchClassifier, data: Split, reach: float, max_iter:
     """Return the least l_inf distances that the training's search finds within reach."""
     assert not classifier.model.training
     box = torch.tensor(0.0), torch.tensor(1.0)
-    batches = zip(*(torch.split(torch.from_numpy(part), 250) for part in data), strict=True)
+    batches = zip(*(torch.split(torch.from_numpy(part), AT_ONCE) for part in data), strict=True)
     found = [
         boundary(classifier.model, x, y, math.inf, reach=reach, max_iter=max_iter, box=box).distances
         for x, y in batches
     ]
     return torch.cat(found).numpy()
-
-
-def figures(found: np.ndarray, eps: float) -> dict[str, Any]:
-    """Return what least distances say: clean and pointwise accuracy, and the knapsack's under W_2."""
-    return {
-        "clean": float((found > 0).mean()),
-        "winf": float((found > eps).mean()),
-        "curve": knapsack_accuracy(found, np.array(SHARES) * eps).tolist(),
-        "area": float(np.trapezoid(knapsack_accuracy(found, GRID * eps), GRID)),
-    }
 
 
 def evaluated(classifier: PyTorchClassifier, test: Split, setting: Setting) -> dict[str, Any]:
@@ -108,10 +126,12 @@ def evaluated(classifier: PyTorchClassifier, test: Split, setting: Setting) -> d
     validation = test.choose(np.arange(setting.more_images, len(test.x)))
     found = distances(classifier, few, setting)
     return {
-        **figures(found, setting.eps),
-        "wpgd": paper_figures(classifier, few, setting.eps)["wp"],
-        "more": figures(searched(classifier, more, 2.5 * setting.eps, 15), setting.eps),
-        "validation": figures(searched(classifier, validation, 2.5 * setting.eps, setting.gradients[2]), setting.eps),
+        **figures_of(found, setting.eps),
+        "wpgd": adversarial_accuracy(classifier, *few, paper_attack(classifier, 2.0, setting.eps)),
+        "more": figures_of(searched(classifier, more, 2.5 * setting.eps, 15), setting.eps),
+        "validation": figures_of(
+            searched(classifier, validation, 2.5 * setting.eps, setting.gradients[2]), setting.eps
+        ),
         "distances": found.tolist(),
     }
 
@@ -134,12 +154,8 @@ def run_method(name: str, cell: dict[str, Any], folder: Path, data: tuple[Split,
     setting, file = SETTINGS[name], file_of(folder / name, cell)
 
     def work() -> dict[str, Any]:
-        try:
-            found, seconds = timed(lambda: worked(name, cell, file, data))
-        except FloatingPointError as error:
-            found, seconds = {"failed": str(error)}, 0.0
-        shown = {key: round(100 * found[key], 2) for key in ("clean", "winf", "area", "wpgd") if key in found}
-        print(json.dumps({**cell, **shown, "seconds": round(seconds)}), flush=True)
+        found, seconds = attempted(lambda: worked(name, cell, file, data))
+        show(cell, found, seconds)
         return found
 
     asked = {"cell": cell, "trainer": trainer_of(cell), "setting": setting._asdict()}
@@ -165,8 +181,7 @@ def trainer_of(cell: dict[str, Any]) -> dict[str, Any]:
         return {}
     cls, options = called_with(cell["method"])
     constants = {"heaviest": HEAVIEST, "reach": REACH} if issubclass(cls, MARGIN) else {}
-    called = {**options, "rate": RATES[cell["rate"]], **constants}
-    return {name: "inf" if value == math.inf else value for name, value in called.items()}  # JSON has no inf
+    return worded({**options, "rate": RATES[cell["rate"]], **constants})
 
 
 def called_with(method: str) -> tuple[type[FineTuner], dict[str, Any]]:

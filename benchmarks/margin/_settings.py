@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
 from art_wdro.trainers._base import FineTuner
 from benchmarks._settings import DATA, LONGER, QUICK
-from benchmarks.margin._remedies import AugmentedMargin, PerturbedMargin
 
 MAX_ITER = 10
 
@@ -79,12 +78,17 @@ METHODS: dict[str, tuple[type[FineTuner], dict[str, Any]]] = {
     "margin, beta 2": (MARGIN, {"beta": 2.0}),
     "margin, beta 4": (MARGIN, {"beta": 4.0}),
     "margin, one budget": (MARGIN, {"budgets": 1, "beta": 1.0}),
-    "margin, augmented": (AugmentedMargin, {"beta": BETA}),
-    "margin, weights perturbed": (PerturbedMargin, {"beta": BETA}),
+    "margin, augmented": (MARGIN, {"beta": BETA, "augmented": True}),
+    "margin, weights perturbed": (MARGIN, {"beta": BETA, "weight_perturbation": 0.01}),
 }
-"""Classes and their options; names that differ after ", beta" are variants of one method."""
+"""Classes and their options; names that differ after ", beta" are variants of one method.
+
+Options are those of the trainer, but for two: `longer`, the length of all steps of its attack together, in eps, and
+`augmented`, whether images are shifted and flipped.
+"""
 COMPARED = ("TRADES", "max-margin", "paper", "paper, combined", "paper, longer steps", "margin")
 REMEDIES = ("margin, one budget", "margin, augmented", "margin, weights perturbed")
+"""What was tried against overfitting."""
 OWN_RATES = {"paper, its rate": ("constant",), **dict.fromkeys(REMEDIES, ("cosine 0.1",))}
 """Methods that do not choose among the rates of a data set."""
 RATES = {"constant": 0.01, "cosine 0.03": 0.03, "cosine 0.1": 0.1}
@@ -167,7 +171,7 @@ SETTINGS = {
         validation_images=60,
         gradients=(30, 10, 10),
         reaches=(1.2, 2.0),
-        methods=("paper", "margin", "margin, beta 2", "margin, weights perturbed"),
+        methods=("paper", "margin", "margin, beta 2", "margin, augmented", "margin, weights perturbed"),
         rates=("cosine 0.1",),
     ),
 }

@@ -26,7 +26,8 @@ from benchmarks._command import command, parsed, with_data
 from benchmarks._files import keep
 from benchmarks._settings import QUICK, SEEDS
 from benchmarks._tables import Table
-from benchmarks.margin._cells import classifier_for, data_of, figures, searched
+from benchmarks._trainings import figures_of
+from benchmarks.margin._cells import data_of, restored, searched
 from benchmarks.margin._choices import group_of, in_table
 from benchmarks.margin._settings import MAX_ITER, SETTINGS
 from benchmarks.margin.training import run
@@ -37,15 +38,13 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 def analysed(name: str, folder: Path, cell: dict[str, Any], train: Split, test: Split) -> dict[str, Any]:
     """Return the figures of a cell."""
     setting = SETTINGS[name]
-    classifier = classifier_for(name, 0.0)
-    weights = file_of(folder, cell["cell"]).with_suffix(".pt")
-    classifier.model.load_state_dict(torch.load(weights, weights_only=True))
+    classifier = restored(name, file_of(folder, cell["cell"]))
     found = np.array(cell["distances"]) / setting.eps
     seen = np.random.default_rng(SEEDS[0]).permutation(len(train.x))[: setting.test_images]
     test = test.choose(np.arange(setting.test_images))
     course = [record["tau"] / setting.eps for record in cell.get("history", []) if "tau" in record]
     areas = [
-        figures(searched(classifier, data, reach * setting.eps, max_iter), setting.eps)["area"]
+        figures_of(searched(classifier, data, reach * setting.eps, max_iter), setting.eps)["area"]
         for data, reach, max_iter in (
             (train.choose(seen), 2.0, 60),
             (test, 2.0, 60),

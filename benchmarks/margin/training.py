@@ -16,29 +16,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from art_wdro._storage.files import write_text
-from art_wdro.evaluation._autoattack import autoattack_points
+from benchmarks._autoattack import attack_standing, both
 from benchmarks._cells import file_of, read_cells
 from benchmarks._command import command, parsed, with_data
 from benchmarks._files import keep_cells
 from benchmarks._settings import QUICK, SEEDS, SHARES
 from benchmarks._tables import Table, spread
-from benchmarks.margin._cells import classifier_for, data_of, run_method
+from benchmarks.margin._cells import AT_ONCE, data_of, restored, run_method
 from benchmarks.margin._choices import chosen, chosen_groups, group_of, in_table, method_of
 from benchmarks.margin._settings import REMEDIES, SETTINGS
-
-AUTOATTACK_IMAGES = 200
-"""Test images of AutoAttack, among those of the knapsack."""
 
 
 def run(name: str, folder: Path, data_dir: Path, methods: Sequence[str] | None, seeds: Sequence[int]) -> None:
@@ -64,31 +58,14 @@ def run(name: str, folder: Path, data_dir: Path, methods: Sequence[str] | None, 
 
 
 def autoattack(name: str, folder: Path, data_dir: Path) -> None:
-    """Run AutoAttack, standard, on images that the searches leave standing, in the first seed's cells of the table."""
-    setting = SETTINGS[name]
-    test = data_of(setting, data_dir)[1].choose(np.arange(AUTOATTACK_IMAGES))
+    """Run AutoAttack for the first seed's cells of the table."""
+    _, test = data_of(SETTINGS[name], data_dir)
     for cell in in_table(read_cells(folder / name)):
         file = file_of(folder / name, cell["cell"])
         if "autoattack" in cell or "failed" in cell or cell["cell"]["seed"] not in (SEEDS[0], None):
             continue
-        classifier = classifier_for(name, 0.0)
-        classifier.model.load_state_dict(torch.load(file.with_suffix(".pt"), weights_only=True))
-        standing = np.flatnonzero(np.array(cell["distances"][:AUTOATTACK_IMAGES]) > setting.eps)
-        x, y = (torch.from_numpy(part[standing]) for part in test)
-        right = np.zeros(0, bool)
-        if len(standing):
-            points, _ = autoattack_points(classifier, x, y, math.inf, setting.eps, 250)
-            right = classifier.predict(points.numpy()).argmax(1) == y.numpy()
-        cell["autoattack"] = float(right.sum() / AUTOATTACK_IMAGES)
-        write_text(file, json.dumps(cell, indent=1))
-        print(json.dumps({**cell["cell"], **both(cell)}), flush=True)
-
-
-def both(cell: dict[str, Any]) -> dict[str, float]:
-    """Return W_inf accuracy in % on AutoAttack's images: by the searches, and by AutoAttack on top of them."""
-    found = np.array(cell["distances"][:AUTOATTACK_IMAGES])
-    searches = float((found > cell["setting"]["eps"]).mean())
-    return {"searches": round(100 * searches, 1), "autoattack": round(100 * cell["autoattack"], 1)}
+        shown = attack_standing(file, cell, cell, restored(name, file), test, AT_ONCE)
+        print(json.dumps({**cell["cell"], **shown}), flush=True)
 
 
 def table(name: str, folder: Path, out: Path | None) -> None:
@@ -121,7 +98,8 @@ def table(name: str, folder: Path, out: Path | None) -> None:
 def entries(rows: list[dict[str, Any]]) -> list[str]:
     """Return what the table shows of cells that differ in the seed alone."""
     columns = [[100 * row[key] for row in rows] for key in ("clean", "winf")]
-    pair = next((" / ".join(map(str, both(row).values())) for row in rows if "autoattack" in row), "")
+    pairs = [both(row, row["setting"]["eps"]) for row in rows if "autoattack" in row]
+    pair = " / ".join(map(str, pairs[0].values())) if pairs else ""
     columns += [[100 * row["curve"][place] for row in rows] for place in range(len(SHARES))]
     columns += [[100 * row[key] for row in rows] for key in ("area", "wpgd")]
     columns += [[100 * row["more"][key] for row in rows] for key in ("clean", "winf", "area")]

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
+from art_wdro import shift_and_flip
 from art_wdro.trainers._consistency import kl_consistency
 from benchmarks._command import NAMES, command, parsed, with_data
 from benchmarks._files import keep
@@ -75,17 +76,6 @@ def untrained_digits() -> nn.Module:
     return untrained("digits")
 
 
-def augmented(x: Tensor) -> Tensor:
-    """Shift and flip every image."""
-    count, _, side, _ = x.shape
-    rows, columns = torch.randint(9, (2, count)).unbind()
-    steps = torch.arange(side)
-    rows, columns = rows[:, None] + steps, columns[:, None] + steps
-    columns = torch.where(torch.rand(count, 1) < 0.5, columns, columns.flip(1))
-    samples = torch.arange(count)[:, None, None]
-    return pad(x, (4, 4, 4, 4))[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
 def perturbed(model: nn.Module, x: Tensor, eps: float, steps: int) -> Tensor:
     """Attack a batch with a few steps from a random start in the ball."""
     clean = model(x).detach()
@@ -104,6 +94,7 @@ def train(model: nn.Module, name: str, directory: Path | None, bfloat16: bool) -
     data = load(name, directory, train=True)
     x, y = (torch.from_numpy(part[: -setting.left_out]) for part in data)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    augment = shift_and_flip(padding=4) if setting.augment else None
     batches = len(x) // BATCH
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, setting.rate, total_steps=setting.epochs * batches, pct_start=0.3, cycle_momentum=False
@@ -112,7 +103,7 @@ def train(model: nn.Module, name: str, directory: Path | None, bfloat16: bool) -
     def epoch() -> float:
         correct = 0
         for rows in torch.split(torch.randperm(len(x))[: batches * BATCH], BATCH):
-            images = augmented(x[rows]) if setting.augment else x[rows]
+            images = x[rows] if augment is None else augment(x[rows])
             # autocast keeps the weights it has cast until its end
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                 model.eval()
