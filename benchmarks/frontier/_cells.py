@@ -108,23 +108,24 @@ def trained(
     setting, seed = bench.setting, cell["seed"]
     cls, options = called_with(cell, setting.eps)
     torch.manual_seed(seed)
+    epochs = setting.epochs * options.pop("epochs", 1)
     options |= {"seed": seed, "precision": setting.precision, "ema": setting.ema, "verbose": False}
     trainer = cls(classifier, **options)
     rows = np.random.default_rng(0).permutation(len(bench.train.x))[: setting.images]
     x, y = (torch.from_numpy(part).to(classifier.device) for part in bench.train.choose(rows))
-    steps = setting.epochs * math.ceil(len(rows) / setting.batch)
+    steps = epochs * math.ceil(len(rows) / setting.batch)
     counter = Counter(classifier.model)
     trainer.fit(
         x,
         y,
         batch_size=setting.batch,
-        nb_epochs=setting.epochs,
+        nb_epochs=epochs,
         scheduler=CosineAnnealingLR(classifier.optimizer, steps),
         scheduler_step="batch",
         augment=None if setting.padding is None else shift_and_flip(setting.padding),
     )
     took = {
-        "gradients": counter.gradients / len(rows) / setting.epochs,
+        "gradients": counter.gradients / len(rows) / epochs,
         "training_seconds": sum(record["seconds"] for record in trainer.history),
         "history": trainer.history,
     }

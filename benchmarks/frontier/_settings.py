@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
 from art_wdro.trainers._base import FineTuner
 from benchmarks._settings import DATA, LONGER, QUICK
+from benchmarks.frontier._margins import NegativeMargins, ScaledThresholds, SoftMargins
 from benchmarks.frontier._rivals import AdversarialTraining, MaxMarginTraining
 from benchmarks.frontier._transport import ARMORTraining, UDRTraining
 from benchmarks.frontier._variants import HeldMargin, KnapsackTraining, SoftenedMargin, SoftenedTRADES
@@ -57,8 +58,8 @@ class Setting(NamedTuple):
 class Method(NamedTuple):
     """A trainer, and the values of its knobs.
 
-    Options are those of the trainer, but for two in parts of the setting: `radius`, its eps over the setting's, and
-    `path`, the length of all steps of its attack together over its eps.
+    Options are those of the trainer, but for three in parts of the setting: `radius`, its eps over the setting's,
+    `path`, the length of all steps of its attack together over its eps, and `epochs`, over the setting's too.
 
     :param cls: The trainer.
     :param options: What holds for all values of the knobs unless one says otherwise.
@@ -82,9 +83,9 @@ PERTURBED = 0.005
 """Length of the weights' perturbation in TRADES-AWP, as its authors have it."""
 METHODS: dict[str, Method] = {
     "TRADES": Method(PAPER, POINTWISE, values("beta", 6, 3, 12, 1.5) | values("radius", 1.5, 2)),
-    "TRADES, 1.5 eps": Method(PAPER, {**POINTWISE, "radius": 1.5}, values("beta", 2, 1, 3, 0.5)),
+    "TRADES, 1.5 eps": Method(PAPER, {**POINTWISE, "radius": 1.5}, values("beta", 2, 1, 3, 0.5) | values("epochs", 3)),
     "TRADES, 2 eps": Method(PAPER, {**POINTWISE, "radius": 2.0}, values("beta", 1, 0.5)),
-    "margin": Method(MARGIN, {}, values("beta", 3, 1.5, 6, 12, 1, 24)),
+    "margin": Method(MARGIN, {}, values("beta", 3, 1.5, 6, 12, 1, 24) | values("epochs", 3)),
     "paper": Method(PAPER, {}, values("beta", 6, 3, 12) | values("radius", 1.5, 2)),
     "longer steps": Method(PAPER, {"path": LONGER}, values("beta", 6, 3, 12) | values("radius", 1.5)),
     "longer steps, 1.5 eps": Method(PAPER, {"path": LONGER, "radius": 1.5}, values("beta", 2, 1)),
@@ -105,6 +106,9 @@ METHODS: dict[str, Method] = {
     "AT, W_2": Method(AdversarialTraining, {"path": LONGER}, values("radius", 1.5, 1, 2)),
     "margin, CE": Method(KnapsackTraining, {}, values("beta", 3, 1.5, 6, 12)),
     "margin, held": Method(HeldMargin, {"beta": 3.0}, values("points", 0, 1, 2)),
+    "margin, negative": Method(NegativeMargins, {}, values("beta", 3, 1.5, 6)),
+    "margin, soft": Method(SoftMargins, {}, values("beta", 3, 1.5, 6)),
+    "margin, thresholds": Method(ScaledThresholds, {}, values("scale", 0.9, 1.1)),
     "margin-AWP": Method(MARGIN, {"weight_perturbation": PERTURBED}, values("beta", 6, 3, 12)),
     "margin, softened": Method(SoftenedMargin, {}, values("beta", 6, 3, 12)),
     "TRADES, softened": Method(SoftenedTRADES, POINTWISE, values("beta", 6, 3) | values("radius", 1.5)),
@@ -130,7 +134,7 @@ FASHION = Setting(
 CIFAR = FASHION._replace(
     data="cifar10",
     eps=DATA["cifar10"].eps,
-    images=4000,
+    images=8000,
     rate=0.02,
     ema=0.9,
     padding=4,
@@ -141,9 +145,7 @@ CIFAR = FASHION._replace(
 SETTINGS = {
     "fashion-mnist": FASHION,
     "cifar10": CIFAR,
-    "cifar10-resnet18": CIFAR._replace(
-        images=25000, batch=256, ema=0.95, test_images=1000, gradients=100, at_once=1000
-    ),
+    "cifar10-resnet18": CIFAR._replace(images=12500, ema=0.95, gradients=40),
     QUICK: FASHION._replace(
         data=QUICK, images=160, batch=32, ema=0.9, test_images=24, gradients=30, padding=1, eps=DATA[QUICK].eps
     ),
