@@ -22,20 +22,23 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 import benchmarks
+from art_wdro import WassersteinMarginTrainer
 from art_wdro._sources.data import Split
 from benchmarks import _autoattack, _cells
 from benchmarks._cells import Cells, cells_of, file_of, read_cells, run_cell
 from benchmarks._command import command, parsed, share, with_data, with_shard
 from benchmarks._counting import Counter
 from benchmarks._files import compact, keep, keep_cells
+from benchmarks._one_side import OneSide
 from benchmarks._settings import DATA, QUICK, SHARES
 from benchmarks._tables import Table, spread
 from benchmarks._timing import compared, interleaved
 from benchmarks.attacks import _rivals
 from benchmarks.frontier import (
     _curves,
+    _margins,
+    _softened,
     _transport,
-    _variants,
 )
 from benchmarks.frontier import (
     _rivals as frontier_rivals,
@@ -602,9 +605,24 @@ def test_max_margin_training_without_margins_is_plain_training():
     problem = linear_problem(clip_values=(0.0, 1.0))
     plain = by_hand(problem, lambda model, x, y: cross_entropy(model(x), y))
     none = {"eps": 1e-6, "p": math.inf, "budgets": 1}
-    assert close(frontier_trained(frontier_rivals.MaxMarginTraining, problem, beta=2.0, **none), plain)
+    assert close(frontier_trained(_margins.MaxMarginTraining, problem, beta=2.0, **none), plain)
     some = {"eps": 0.05, "p": math.inf, "budgets": 1}
-    assert not close(frontier_trained(frontier_rivals.MaxMarginTraining, problem, beta=2.0, **some), plain)
+    assert not close(frontier_trained(_margins.MaxMarginTraining, problem, beta=2.0, **some), plain)
+
+
+def test_what_margin_training_differs_in_from_its_variants():
+    problem = linear_problem(clip_values=(0.0, 1.0))
+    settings = {"eps": 0.05}
+    right = problem.classifier.predict(problem.x).argmax(1) == problem.y
+    sure = problem._replace(x=problem.x[right], y=problem.y[right])
+    assert 5 < right.sum() < len(right) - 5
+    for own, other in ((problem, False), (sure, True)):
+        plain = frontier_trained(WassersteinMarginTrainer, own, anchor=0, **settings)
+        assert close(frontier_trained(OneSide, own, **settings), plain) is other
+    for kind in (_margins.AllClasses, _margins.KnapsackTraining, _margins.ScaledThresholds):
+        more = {"scale": 0.9} if kind is _margins.ScaledThresholds else {}
+        assert not close(frontier_trained(kind, sure, **settings, **more), plain)
+    assert close(frontier_trained(_margins.ScaledThresholds, sure, **settings), plain)
 
 
 def test_softened_labels_are_half_of_what_the_network_said():
@@ -614,14 +632,14 @@ def test_softened_labels_are_half_of_what_the_network_said():
         logits = model(x)
         return cross_entropy(logits, 0.5 * one_hot(y, 5) + 0.5 * logits.detach().softmax(1))
 
-    assert close(frontier_trained(_variants.SoftenedMargin, problem, beta=0.0), by_hand(problem, loss_of))
+    assert close(frontier_trained(_softened.SoftenedMargin, problem, beta=0.0), by_hand(problem, loss_of))
 
 
 def test_a_multiplier_follows_clean_accuracy():
     problem = linear_problem(clip_values=(0.0, 1.0))
     model = problem.classifier.model
     classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
-    trainer = _variants.HeldMargin(classifier, points=2.0, beta=3.0, seed=0, verbose=False)
+    trainer = _margins.HeldMargin(classifier, points=2.0, beta=3.0, seed=0, verbose=False)
     trainer.fit(problem.x, problem.y, batch_size=len(problem.x), nb_epochs=1)
     assert trainer.history[0]["beta"] == pytest.approx(3 * math.exp(2 * 0.02))  # the first step sees no loss yet
 

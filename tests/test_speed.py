@@ -112,7 +112,7 @@ def test_predicted_labels_are_those_of_weights_in_float32(digits_classifier):
     fine_tuning = DistributionalTRADESTrainer(digits_classifier, max_iter=2, verbose=False, **settings)
     x, y = (part[:64] for part in digits()[0])
     fine_tuning.fit(x, y, batch_size=32, nb_epochs=1)
-    assert np.isfinite(trainer.history[-1]["loss"])
+    assert np.isfinite(fine_tuning.history[-1]["loss"])
 
 
 def test_only_layers_that_autocast_knows_have_weights_in_half_precision():

@@ -1,46 +1,55 @@
 # SPDX-License-Identifier: MIT
-"""Margin training with another margin in its loss, or with other thresholds.
+"""Margin training as others have it, and variants of the package's, to see what moves its frontier.
 
-Each changes one thing: what a misclassified sample counts for, which classes pull at a boundary point, or how far
-the thresholds reach.
+Max-margin training: Ding et al., 2020, arXiv:1812.02637.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any
 
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from art_wdro import WassersteinMarginTrainer
+from art_wdro._host import classifier as host
 from art_wdro._solvers.boundary import Boundary, boundary
-from art_wdro.losses import as_float, margins, rivals
+from art_wdro.losses import as_float, rivals
 from art_wdro.trainers._augmentation import indices_of
-from art_wdro.trainers._dual import HEAVIEST, RunningThresholds, dual_accuracy, slopes_of_hinges
-from art_wdro.trainers._margin import REACH, DualDescent
+from art_wdro.trainers._margin import DualDescent
 from art_wdro.trainers._minibatches import Minibatches
 from art_wdro.trainers._update import Figures, Updates
+from benchmarks._one_side import OneSide, OneSideDescent
+
+HELD = 2.0
+"""Step of the logarithm of beta: some 2 % a minibatch where accuracy is a point off."""
 
 
-class NegativeMargins(WassersteinMarginTrainer):
-    """Let misclassified samples count as far as they lie beyond the boundary, as those before it do.
-
-    The distance back is margin over dual norm of its gradient, to first order; beyond the threshold it counts nothing.
-    """
+class MaxMarginTraining(OneSide):
+    """Descend the cross-entropy of inputs, and that at the boundary points of all that are right, up to eps."""
 
     def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
-        return _BothSides(self, updates)
+        return _AtBoundary(self, updates)
 
 
-class SoftMargins(WassersteinMarginTrainer):
+class AllClasses(OneSide):
     """Push all other classes away at a boundary point, by their probabilities, and not the nearest one alone."""
 
     def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
         return _AllClasses(self, updates)
 
 
-class ScaledThresholds(WassersteinMarginTrainer):
+class KnapsackTraining(OneSide):
+    """Descend the cross-entropy at the boundary points of what budgets flip, in place of the hinge."""
+
+    def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
+        return _AtFlipped(self, updates)
+
+
+class ScaledThresholds(OneSide):
     """Multiply the thresholds, to see what it would change to take them from other images."""
 
     def __init__(self, classifier: PyTorchClassifier, scale: float = 1.0, **options: Any) -> None:
@@ -49,56 +58,75 @@ class ScaledThresholds(WassersteinMarginTrainer):
         self.scale = scale
 
     def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
-        method = DualDescent(self, updates)
-        method._thresholds = _Scaled(self._common.eps, self._common.p, self._budgets, self._window)
-        method._thresholds.scale = self.scale
-        return method
+        return _Scaled(self, updates)
 
 
-class _Scaled(RunningThresholds):
-    scale = 1.0
+class HeldMargin(OneSide):
+    """Margin training whose beta is a multiplier: clean accuracy in training is to stay what it was before."""
 
-    def update(self, distances: Tensor) -> list[float]:
-        self.values = [self.scale * value for value in super().update(distances)]
-        return self.values
+    def __init__(self, classifier: PyTorchClassifier, points: float = 0.0, **options: Any) -> None:
+        """Take the clean accuracy that may be lost, in points, beside the options of the base class."""
+        super().__init__(classifier, **options)
+        self.points = points
+
+    def _method(self, updates: Updates, minibatches: Minibatches) -> DualDescent:
+        return _Multiplier(self, updates)
 
 
-class _Pushed(DualDescent):
-    """The step of margin training with the weighted mean of a margin as its loss."""
+class _AtBoundary(DualDescent):
+    """Max-margin training: eps is the largest margin that is asked for."""
+
+    def _searched(self, x: Tensor, labels: Tensor) -> Boundary:
+        with self._updates.frozen(), self._cast():
+            return boundary(
+                self._logits_of, x, labels, self._r, reach=self._eps, max_iter=self._max_iter, box=self._box
+            )
+
+    def _pushed(self, at_boundary: Tensor, labels: Tensor, found: Boundary, taus: Tensor) -> Tensor:
+        inside = (found.distances > 0) & (found.distances < self._eps)
+        return (inside * cross_entropy(at_boundary, labels, reduction="none")).mean()
+
+
+class _AllClasses(OneSideDescent):
+    def _pushed(self, at_boundary: Tensor, labels: Tensor, found: Boundary, taus: Tensor) -> Tensor:
+        own, _ = rivals(as_float(at_boundary), labels)
+        others = as_float(at_boundary).scatter(1, labels[:, None], -torch.inf).logsumexp(1)
+        return super()._pushed(torch.stack([own, others], 1), torch.zeros_like(labels), found, taus)
+
+
+class _AtFlipped(DualDescent):
+    """The worst distributions of all budgets: a sample counts by the share of them that flip it."""
+
+    def _pushed(self, at_boundary: Tensor, labels: Tensor, found: Boundary, taus: Tensor) -> Tensor:
+        below = (found.distances > 0)[:, None] & (found.distances[:, None] < taus)
+        return (below.float().mean(1) * cross_entropy(at_boundary, labels, reduction="none")).mean()
+
+
+class _Scaled(OneSideDescent):
+    def __init__(self, trainer: ScaledThresholds, updates: Updates) -> None:
+        super().__init__(trainer, updates)
+        self._scale = trainer.scale
+
+    def _pushed(self, at_boundary: Tensor, labels: Tensor, found: Boundary, taus: Tensor) -> Tensor:
+        return super()._pushed(at_boundary, labels, found, self._scale * taus)
+
+
+class _Multiplier(OneSideDescent):
+    """Dual ascent on the logarithm of beta, by accuracy on the same minibatches in the same mode."""
+
+    def __init__(self, trainer: HeldMargin, updates: Updates) -> None:
+        super().__init__(trainer, updates)
+        self._lost = trainer.points / 100
+        self._before = copy.deepcopy(host.network(self._classifier)).requires_grad_(False)
 
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
-        labels, reach = indices_of(y), REACH * max(self._thresholds.values[-1], self._eps)
-        with self._updates.frozen(), self._cast():
-            found = boundary(self._logits_of, x, labels, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
-        taus = self._thresholds.update(found.distances)
-        accuracy = dual_accuracy(found.distances, taus[-1], self._eps, self._p)
+        labels = indices_of(y)
+        with torch.no_grad():  # batch norm in train mode, as that of the update
+            wanted = (self._before.train()(x).argmax(1) == labels).double().mean() - self._lost
+        figures = super().step(x, y, where)
+        if figures is not None:
+            self._beta *= math.exp(HELD * (figures["train_clean_accuracy"] - wanted).item())
+        return figures
 
-        def outer(_: Tensor, at_boundary: Tensor) -> tuple[Tensor, Figures]:
-            logits = as_float(at_boundary)
-            falling = slopes_of_hinges(self._distances(logits.detach(), labels, found), taus, self._p)
-            weights = (falling / found.slopes.clamp(min=torch.finfo(found.slopes.dtype).tiny)).clamp(max=HEAVIEST)
-            loss = (weights.to(logits.dtype) * self._margins(logits, labels)).mean()
-            return self._beta * loss, {"margin_loss": loss, "train_adversarial_accuracy": accuracy}
-
-        return self._updates(y, [x, found.x], outer, where)
-
-    def _distances(self, logits: Tensor, labels: Tensor, found: Boundary) -> Tensor:
-        """Return the distances that weights follow, (n,)."""
-        return found.distances
-
-    def _margins(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the margins that are pushed down, (n,)."""
-        return margins(logits, labels)
-
-
-class _BothSides(_Pushed):
-    def _distances(self, logits: Tensor, labels: Tensor, found: Boundary) -> Tensor:
-        beyond = margins(logits, labels).to(found.slopes) / found.slopes
-        return torch.where(found.distances > 0, found.distances, beyond)
-
-
-class _AllClasses(_Pushed):
-    def _margins(self, logits: Tensor, labels: Tensor) -> Tensor:
-        own, _ = rivals(logits, labels)
-        others: Tensor = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
-        return others - own
+    def finish_epoch(self) -> dict[str, Any]:
+        return {**super().finish_epoch(), "beta": self._beta}

@@ -8,11 +8,18 @@ from typing import Any, NamedTuple
 
 from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
 from art_wdro.trainers._base import FineTuner
+from benchmarks._one_side import OneSide
 from benchmarks._settings import DATA, LONGER, QUICK
-from benchmarks.frontier._margins import NegativeMargins, ScaledThresholds, SoftMargins
-from benchmarks.frontier._rivals import AdversarialTraining, MaxMarginTraining
+from benchmarks.frontier._margins import (
+    AllClasses,
+    HeldMargin,
+    KnapsackTraining,
+    MaxMarginTraining,
+    ScaledThresholds,
+)
+from benchmarks.frontier._rivals import AdversarialTraining
+from benchmarks.frontier._softened import SoftenedMargin, SoftenedTRADES
 from benchmarks.frontier._transport import ARMORTraining, UDRTraining
-from benchmarks.frontier._variants import HeldMargin, KnapsackTraining, SoftenedMargin, SoftenedTRADES
 
 MAX_ITER = 10
 """Gradient evaluations a sample in the inner problem, of every method."""
@@ -83,9 +90,11 @@ PERTURBED = 0.005
 """Length of the weights' perturbation in TRADES-AWP, as its authors have it."""
 METHODS: dict[str, Method] = {
     "TRADES": Method(PAPER, POINTWISE, values("beta", 6, 3, 12, 1.5) | values("radius", 1.5, 2)),
-    "TRADES, 1.5 eps": Method(PAPER, {**POINTWISE, "radius": 1.5}, values("beta", 2, 1, 3, 0.5) | values("epochs", 3)),
+    "TRADES, 1.5 eps": Method(
+        PAPER, {**POINTWISE, "radius": 1.5, "beta": 2}, values("beta", 2, 1, 3, 0.5) | values("epochs", 3)
+    ),
     "TRADES, 2 eps": Method(PAPER, {**POINTWISE, "radius": 2.0}, values("beta", 1, 0.5)),
-    "margin": Method(MARGIN, {}, values("beta", 3, 1.5, 6, 12, 1, 24) | values("epochs", 3)),
+    "margin": Method(MARGIN, {}, values("beta", 1, 2, 3, 0.5, 6) | values("epochs", 3)),
     "paper": Method(PAPER, {}, values("beta", 6, 3, 12) | values("radius", 1.5, 2)),
     "longer steps": Method(PAPER, {"path": LONGER}, values("beta", 6, 3, 12) | values("radius", 1.5)),
     "longer steps, 1.5 eps": Method(PAPER, {"path": LONGER, "radius": 1.5}, values("beta", 2, 1)),
@@ -96,22 +105,29 @@ METHODS: dict[str, Method] = {
         PAPER, {**POINTWISE, "radius": 1.5, "weight_perturbation": PERTURBED}, values("beta", 2)
     ),
     "AT": Method(AdversarialTraining, POINTWISE, values("radius", 1, 0.5, 1.5, 2, 1.25)),
-    "MMA": Method(MaxMarginTraining, {"p": math.inf, "budgets": 1, "beta": 2.0}, values("radius", 1.5, 1, 2, 3)),
-    "max-margin": Method(MARGIN, {"p": math.inf, "budgets": 1}, values("beta", 1.5, 6) | values("radius", 2)),
+    "MMA": Method(
+        MaxMarginTraining,
+        {"p": math.inf, "budgets": 1, "beta": 2.0, "radius": 1.5},
+        values("radius", 1.5, 1, 2, 3) | values("epochs", 3),
+    ),
+    "max-margin": Method(OneSide, {"p": math.inf, "budgets": 1}, values("beta", 1.5, 6) | values("radius", 2)),
     "combined": Method(PAPER, {"max_iter": MAX_ITER // 2}, values("gamma", 3, 1, 6)),
     "UDR": Method(UDRTraining, POINTWISE, values("price", 1, 0.5) | values("radius", 1.5)),
     "ARMOR_D": Method(
         ARMORTraining, {**POINTWISE, "beta": 12.0}, values("divergence", 0.02, 0.1) | values("radius", 1.5)
     ),
     "AT, W_2": Method(AdversarialTraining, {"path": LONGER}, values("radius", 1.5, 1, 2)),
+    "margin, half anchored": Method(MARGIN, {"anchor": 0.5}, values("beta", 2, 1, 3, 6)),
+    "margin, labels": Method(MARGIN, {"anchor": 0.0}, values("beta", 3, 1.5, 6, 12) | values("epochs", 3)),
+    "margin, one side": Method(OneSide, {"beta": 3.0}, values("beta", 3, 1.5, 6, 12, 1, 24) | values("epochs", 3)),
     "margin, CE": Method(KnapsackTraining, {}, values("beta", 3, 1.5, 6, 12)),
     "margin, held": Method(HeldMargin, {"beta": 3.0}, values("points", 0, 1, 2)),
-    "margin, negative": Method(NegativeMargins, {}, values("beta", 3, 1.5, 6)),
-    "margin, soft": Method(SoftMargins, {}, values("beta", 3, 1.5, 6)),
-    "margin, thresholds": Method(ScaledThresholds, {}, values("scale", 0.9, 1.1)),
-    "margin-AWP": Method(MARGIN, {"weight_perturbation": PERTURBED}, values("beta", 6, 3, 12)),
+    "margin, all classes": Method(AllClasses, {}, values("beta", 3, 1.5, 6)),
+    "margin, thresholds": Method(ScaledThresholds, {"beta": 3.0}, values("scale", 0.9, 1.1)),
+    "margin-AWP": Method(OneSide, {"weight_perturbation": PERTURBED}, values("beta", 6, 3, 12)),
     "margin, softened": Method(SoftenedMargin, {}, values("beta", 6, 3, 12)),
     "TRADES, softened": Method(SoftenedTRADES, POINTWISE, values("beta", 6, 3) | values("radius", 1.5)),
+    "TRADES, softened, 1.5 eps": Method(SoftenedTRADES, {**POINTWISE, "radius": 1.5}, values("beta", 2, 1)),
 }
 """Methods by name, the ones that decide first."""
 
@@ -154,7 +170,8 @@ QUICK_POINTS = (
     START,
     "TRADES, beta 6",
     "TRADES, beta 3",
-    "margin, beta 3",
+    "margin, beta 1",
+    "margin, one side, beta 3",
     "AT, radius 1",
     "MMA, radius 1.5",
     "UDR, price 1",

@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from art_wdro import DistributionalTRADESTrainer, WassersteinMarginTrainer
+from art_wdro import DistributionalTRADESTrainer
 from art_wdro.trainers._base import FineTuner
+from benchmarks._one_side import OneSide
 from benchmarks._settings import DATA, LONGER, QUICK
 
 MAX_ITER = 10
@@ -61,7 +62,7 @@ class Setting(NamedTuple):
         return OWN_RATES.get(method, self.rates)
 
 
-PAPER, MARGIN = DistributionalTRADESTrainer, WassersteinMarginTrainer
+PAPER, MARGIN = DistributionalTRADESTrainer, OneSide
 BETA = 1.5
 """The margin trainer's beta where a name has none."""
 METHODS: dict[str, tuple[type[FineTuner], dict[str, Any]]] = {
