@@ -34,9 +34,9 @@ CLASSES = 10
 METHODS: dict[str, tuple[type[DistributionalTRADESTrainer] | type[WassersteinMarginTrainer], dict[str, Any]]] = {
     "distributional": (DistributionalTRADESTrainer, {"p": 2}),
     "trades": (DistributionalTRADESTrainer, {"p": math.inf, "loss": "ce"}),
-    "margin": (WassersteinMarginTrainer, {"p": 2, "beta": 4.0}),
+    "margin": (WassersteinMarginTrainer, {"p": 2, "beta": 4.0, "anchor": 0.0}),
 }
-"""Trainers and what they are told, by name; p = inf is pointwise TRADES."""
+"""Trainers and what they are told, by name; p = inf is pointwise TRADES, and no anchor trains from scratch."""
 
 
 class Block(nn.Module):

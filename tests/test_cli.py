@@ -157,9 +157,9 @@ def test_finetune(folder, model, start, capsys):
 def test_finetune_by_margins_takes_that_trainers_own_defaults(folder, capsys):
     command = ["finetune", "--trainer", "margin", *MODELS[2], "--data", "digits.npz", "--validation", "30"]
     command += ["--batch-size", "32", "--epochs", "1", "--seed", "3", "--eps", "0.05", "--start", "none"]
-    main([*command, "--out", "given.pth", "--json", "t.json", "--beta", "3", "--max-iter", "10"])
+    main([*command, "--out", "given.pth", "--json", "t.json", "--beta", "1", "--max-iter", "10", "--anchor", "1"])
     found = json.loads(Path("t.json").read_text())
-    assert (found["trainer"], found["beta"], found["max_iter"]) == ("margin", "3.0", "10")
+    assert (found["trainer"], found["beta"], found["max_iter"], found["anchor"]) == ("margin", "1.0", "10", "1.0")
     assert found["history"][0]["tau"] > 0.05
     main([*command, "--out", "default.pth"])
     main([*command, "--out", "other.pth", "--beta", "6"])
@@ -171,6 +171,9 @@ def test_finetune_by_margins_takes_that_trainers_own_defaults(folder, capsys):
         main([*command, "--out", "no.pth", "--gamma", "1", "--upsilon", "resample"])
     assert stop.value.code == 2
     assert "trainer is margin, which does not have --gamma, --upsilon" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--out", "no.pth", "--trainer", "trades", "--anchor", "0.5"])
+    assert "trainer is trades, which does not have --anchor; give it to the other one" in capsys.readouterr().err
     assert not Path("no.pth").exists()
 
 

@@ -39,6 +39,8 @@ from art_wdro.trainers._trades import UPSILON_ESTIMATES, DistributionalTRADESTra
 TRAINERS = {"trades": DistributionalTRADESTrainer, "margin": WassersteinMarginTrainer}
 TUNING = ("beta", "gamma", "max_iter", "eta", "upsilon", "consistency")
 """Parameters of trainers beside the threat and the seed, whose defaults here are those of the paper's."""
+OF_MARGIN = ("anchor",)
+"""Those of the margin trainer alone."""
 COMMON = ("precision", "update_precision", "ema", "weight_perturbation", "max_grad_norm", "summary_writer")
 """Those whose defaults are the same for all of them."""
 
@@ -51,13 +53,14 @@ COMMON = ("precision", "update_precision", "ema", "weight_perturbation", "max_gr
     type=click.Choice(list(TRAINERS)),
     default="trades",
     show_default=True,
-    help="trades: the training paper's; margin: WassersteinMarginTrainer, by default with beta 3 and max-iter 10.",
+    help="trades: the training paper's; margin: WassersteinMarginTrainer, by default with beta 1 and max-iter 10.",
 )
 @click.option("--out", type=PATH, required=True, help="File for the state dict of the best epoch.")
 @click.option("--validation", type=click.IntRange(0), default=1000, show_default=True, help="Samples held out.")
 @click.option("--learning-rate", type=Number(), default=0.01, show_default=True)
 @click.option("--start", type=click.Choice(["none", "perturb", "last-layer"]), default="none", show_default=True)
 @click.option("--eta", type=Number(), default=1, show_default=True, help="Update rate of Upsilon.")
+@click.option("--anchor", type=Number(), default=1, show_default=True, help="For margin; 0 trains from scratch.")
 @click.option("--upsilon", type=click.Choice(UPSILON_ESTIMATES), default="streaming", show_default=True)
 @click.option(
     "--checkpoint",
@@ -153,12 +156,13 @@ def _options_of(trainer: str, arguments: dict[str, Any]) -> dict[str, Any]:
     :raises ValueError: If an option was given that the trainer does not have.
     """
     context = click.get_current_context()
-    defaults = {name for name in TUNING if context.get_parameter_source(name) is ParameterSource.DEFAULT}
-    wanted = [name for name in TUNING if trainer == "trades" or name not in defaults]
+    known = TUNING + OF_MARGIN
+    given = {name for name in known if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    wanted = [name for name in known if name in given or (trainer == "trades" and name in TUNING)]
     refused = [name for name in wanted if name not in signature(TRAINERS[trainer]).parameters]
     if refused:
         names = ", ".join("--" + name.replace("_", "-") for name in refused)
-        raise ValueError(f"trainer is {trainer}, which does not have {names}; give them with --trainer trades only")
+        raise ValueError(f"trainer is {trainer}, which does not have {names}; give it to the other one")
     writer = arguments["summary_writer"] or False
     return {name: arguments[name] for name in ("p", "norm", "eps", "seed", *COMMON, *wanted)} | {
         "summary_writer": writer
