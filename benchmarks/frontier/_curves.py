@@ -14,6 +14,8 @@ from benchmarks.frontier._settings import METHODS, START
 
 WEIGHTS = (LAST, AVERAGED)
 FIGURES = ("clean", "winf", "area", "wpgd")
+APART = "epochs"
+"""A knob whose values cost more gradients than others: on no curve, in the table of points alone."""
 
 
 class Point(NamedTuple):
@@ -52,7 +54,7 @@ def points_of(cells: Sequence[dict[str, Any]]) -> list[Point]:
 def curves_of(points: Sequence[Point], method: str, weights: str) -> list[list[Point]]:
     """Return a method's curves, one a knob along its values; the default is a value of each."""
     own = {point.knob: point for point in points if (point.method, point.weights) == (method, weights)}
-    knobs = {knob.split()[0] for knob in METHODS[method].knobs}
+    knobs = {knob.split()[0] for knob in METHODS[method].knobs} - {APART}
     default = next(iter(METHODS[method].knobs))
     curves = []
     for name in sorted(knobs):

@@ -37,6 +37,7 @@ SHOWN = {
     "longer steps": ("#e69f00", ">"),
     "combined": ("#009e73", "<"),
     "margin": ("#d55e00", "P"),
+    "margin, one side": ("#f4a582", "d"),
 }
 """Colour and marker of the methods that are drawn unless others are named."""
 OTHERS = ("#f0e442", "X")
