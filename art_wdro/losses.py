@@ -114,7 +114,8 @@ def _ratio(logits: Tensor, labels: Tensor, rectified: bool) -> Tensor:
     if logits.shape[1] < 3:
         gap = margins(logits, labels)
         return torch.where(gap < 0, gap, 0.0) if rectified else gap
-    if not (logits.requires_grad and torch.is_grad_enabled()):
+    # torch's compiler makes a few launches of either, and does not trace a function with a `jvp` of its own
+    if torch.compiler.is_compiling() or not (logits.requires_grad and torch.is_grad_enabled()):
         return _parts(logits, labels, rectified).loss
     found: Tensor = _Ratio.apply(logits, labels, rectified)[0]
     return found

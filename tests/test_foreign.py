@@ -23,6 +23,7 @@ from art_wdro import (
     WassersteinDistributionalAttack,
     WassersteinFGM,
     WassersteinKnapsack,
+    WassersteinMarginTrainer,
     WassersteinPGD,
     accuracy_bounds,
     adversarial_accuracy,
@@ -314,12 +315,14 @@ def test_lists_and_loaders_of_other_forms_are_named():
         sensitivity(problem.classifier, torch.utils.data.DataLoader(named, batch_size=4))
 
 
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
-def test_lazy_layers_are_initialised():
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore:the network was right on")
+@pytest.mark.parametrize("kind", [DistributionalTRADESTrainer, WassersteinMarginTrainer])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_lazy_layers_are_initialised(kind, precision):
     problem = linear_problem()
     model = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(5)).train()
     classifier = make_classifier(model, (30,), 5, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    DistributionalTRADESTrainer(classifier, max_iter=1, verbose=False).fit(problem.x, problem.y, nb_epochs=1)
+    kind(classifier, max_iter=2, precision=precision, verbose=False).fit(problem.x, problem.y, nb_epochs=1)
     WassersteinPGD(classifier, eps=0.05, verbose=False).generate(problem.x, problem.y)
     assert model.training
     assert model[1].weight.shape == (8, 30)

@@ -199,3 +199,11 @@ def test_as_the_loss_of_a_classifier_that_arts_attacks_use(loss, one_hot):
     )
     assert adversarial_accuracy(problem.classifier, x, y, apgd) < clean - 0.2
     assert loss.reduction == "mean"
+
+
+@pytest.mark.parametrize("loss", [DLRLoss, ReDLRLoss])
+def test_a_loss_compiles_to_one_graph(loss):
+    logits, labels = torch.randn(6, 5, requires_grad=True), torch.arange(6) % 5
+    compiled = torch.compile(loss(), backend="aot_eager", fullgraph=True)
+    found, expected = (torch.autograd.grad(one(logits, labels), logits)[0] for one in (compiled, loss()))
+    torch.testing.assert_close(found, expected)

@@ -105,6 +105,7 @@ def test_training_over_ranks_equals_training_alone(job, ranks):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the network was right on")
 def test_a_recipe_over_ranks_equals_that_alone(job):
     """Averaged and perturbed weights, a cycle by minibatch, augmentation; random ones agree over the ranks."""
     found = job(2)["recipe"]

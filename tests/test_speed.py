@@ -124,6 +124,12 @@ def test_only_layers_that_autocast_knows_have_weights_in_half_precision():
     assert [module.weight.dtype for module in cast if hasattr(module, "weight")] == formats
 
 
+def test_a_network_may_have_no_weights_to_cast():
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    with CastWeights(model, torch.bfloat16).placed():
+        assert model(torch.ones(1, 3)).dtype == torch.float32
+
+
 def test_weights_come_back_when_an_attack_fails():
     model = nn.Linear(2, 2)
     weight = model.weight

@@ -75,6 +75,9 @@ class CastWeights:
     @contextmanager
     def placed(self) -> Iterator[None]:
         """Cast the weights as they are now, and let the network use them."""
+        if not self._places:  # of which torch takes no list
+            yield
+            return
         with torch.no_grad():
             torch._foreach_copy_([*self._cast], [weight for _, _, weight in self._places])
         try:

@@ -24,20 +24,25 @@ class Anchor:
     """The network as it was when a run began."""
 
     def __init__(self, classifier: PyTorchClassifier) -> None:
-        """Keep a copy of its weights and buffers.
+        """Name the weights and buffers that are copied before the first minibatch.
+
+        Not earlier: lazy layers have none yet, and ranks start from the first one's.
 
         :param classifier: Whose network it is.
         """
         network = host.network(classifier)
         self._logits_of, self._classes = host.logits_of(classifier, training=True), classifier.nb_classes
         self._before = Average(lambda: itertools.chain(network.parameters(), network.buffers()), 0.0)
-        self._before.update()
+        self._kept = False
         self._right: Tensor | None = None
         self._samples, self._told = 0, False
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         """Return what it said of inputs, (n, K); the network must be in eval mode."""
+        if not self._kept:
+            self._before.update()
+            self._kept = True
         with self._before.in_place():
             return as_float(self._logits_of(x))
 
@@ -51,7 +56,7 @@ class Anchor:
         if self._told or self._right is None:
             return
         self._told, right, chance = True, self._right.item(), 1 / self._classes
-        if right <= chance + CHANCE * math.sqrt(chance * (1 - chance) / self._samples):
+        if right < 1 and right <= chance + CHANCE * math.sqrt(chance * (1 - chance) / self._samples):
             warnings.warn(
                 f"the network was right on {100 * right:.0f} % of the first minibatch, which is chance, and anchor "
                 "holds it to what it said before; to train from scratch, pass anchor=0",
@@ -65,4 +70,4 @@ class Anchor:
     def set_state(self, state: list[Any]) -> None:
         """Go on from what :meth:`state` returned."""
         self._before.set_state(state)
-        self._told = True
+        self._kept = self._told = bool(state)

@@ -54,11 +54,20 @@ class RunningThresholds:
         self.values = self._budgets if math.isinf(p) else 2 * self._budgets
         self._recent: deque[Tensor] = deque(maxlen=window)
 
-    def update(self, distances: Tensor) -> Tensor:
-        """Add a minibatch's least distances, (n,), of this rank's part of it, and return the new values."""
+    def update(self, distances: Tensor, reach: Tensor | float = math.inf) -> Tensor:
+        """Add a minibatch's least distances, and return the new values.
+
+        What lies out of reach is at least so far. Where the samples in reach do not take up a budget, its threshold is
+        the reach, and so grows over a gap between distances, at most to where all of the budget brings one sample.
+
+        :param distances: Least distances, (n,), of this rank's part of the minibatch.
+        :param reach: How far they were searched for, in input units.
+        """
         if not math.isinf(self._p):
             self._recent.append(all_rows(distances)[0])
-            self.values = thresholds(torch.cat([*self._recent]), self._budgets, self._p)
+            recent = torch.cat([*self._recent])
+            found, least = (thresholds(known, self._budgets, self._p) for known in (recent, recent.clamp(max=reach)))
+            self.values = torch.maximum(found, torch.minimum(least, self._budgets * len(recent) ** (1 / self._p)))
         return self.values
 
     def state(self) -> dict[str, Any]:

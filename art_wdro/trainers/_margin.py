@@ -178,7 +178,7 @@ class DualDescent(Method):
         labels = indices_of(y)
         found = self._searched(x, labels)
         said = self._said(x, found)
-        taus = self._thresholds.update(found.distances)
+        taus = self._thresholds.update(found.distances, self._reach())
         accuracy = dual_accuracy(found.distances, taus[-1], self._eps, self._p)
 
         def outer(clean: Tensor, at_boundary: Tensor) -> tuple[Tensor, Figures]:
@@ -193,9 +193,13 @@ class DualDescent(Method):
 
     def _searched(self, x: Tensor, labels: Tensor) -> Boundary:
         """Search the boundary points of a minibatch."""
-        reach = REACH * self._thresholds.values[-1].clamp(min=self._eps)
+        reach = self._reach()
         with self._updates.frozen(), self._cast():
             return boundary(self._logits_of, x, labels, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
+
+    def _reach(self) -> Tensor:
+        """Return how far boundary points of the next minibatch are searched for, a scalar tensor."""
+        return REACH * self._thresholds.values[-1].clamp(min=self._eps)
 
     def _said(self, x: Tensor, found: Boundary) -> Tensor | None:
         """Return what the network said of a minibatch before training, (n, K), if it is held to that."""
