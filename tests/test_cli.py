@@ -157,9 +157,9 @@ def test_finetune(folder, model, start, capsys):
 def test_finetune_by_margins_takes_that_trainers_own_defaults(folder, capsys):
     command = ["finetune", "--trainer", "margin", *MODELS[2], "--data", "digits.npz", "--validation", "30"]
     command += ["--batch-size", "32", "--epochs", "1", "--seed", "3", "--eps", "0.05", "--start", "none"]
-    main([*command, "--out", "given.pth", "--json", "t.json", "--beta", "1", "--max-iter", "10", "--anchor", "1"])
+    main([*command, "--out", "given.pth", "--json", "t.json", "--beta", "0.5", "--max-iter", "10", "--anchor", "1"])
     found = json.loads(Path("t.json").read_text())
-    assert (found["trainer"], found["beta"], found["max_iter"], found["anchor"]) == ("margin", "1.0", "10", "1.0")
+    assert (found["trainer"], found["beta"], found["max_iter"], found["anchor"]) == ("margin", "0.5", "10", "1.0")
     assert found["history"][0]["tau"] > 0.05
     main([*command, "--out", "default.pth"])
     main([*command, "--out", "other.pth", "--beta", "6"])

@@ -53,7 +53,7 @@ COMMON = ("precision", "update_precision", "ema", "weight_perturbation", "max_gr
     type=click.Choice(list(TRAINERS)),
     default="trades",
     show_default=True,
-    help="trades: the training paper's; margin: WassersteinMarginTrainer, by default with beta 1 and max-iter 10.",
+    help="trades: the training paper's; margin: WassersteinMarginTrainer, by default with beta 0.5 and max-iter 10.",
 )
 @click.option("--out", type=PATH, required=True, help="File for the state dict of the best epoch.")
 @click.option("--validation", type=click.IntRange(0), default=1000, show_default=True, help="Samples held out.")

@@ -72,7 +72,7 @@ class WassersteinMarginTrainer(FineTuner):
         p: float = 2,
         norm: float | str = np.inf,
         max_iter: int = 10,
-        beta: float = 1.0,
+        beta: float = 0.5,
         budgets: int = 8,
         window: int = 16,
         seed: int | None = None,

@@ -94,7 +94,7 @@ METHODS: dict[str, Method] = {
         PAPER, {**POINTWISE, "radius": 1.5, "beta": 2}, values("beta", 2, 1, 3, 0.5) | values("epochs", 3)
     ),
     "TRADES, 2 eps": Method(PAPER, {**POINTWISE, "radius": 2.0}, values("beta", 1, 0.5)),
-    "margin": Method(MARGIN, {}, values("beta", 1, 2, 3, 0.5, 6) | values("epochs", 3)),
+    "margin": Method(MARGIN, {"beta": 1.0}, values("beta", 0.5, 1, 2, 3, 6) | values("epochs", 3)),
     "paper": Method(PAPER, {}, values("beta", 6, 3, 12) | values("radius", 1.5, 2)),
     "longer steps": Method(PAPER, {"path": LONGER}, values("beta", 6, 3, 12) | values("radius", 1.5)),
     "longer steps, 1.5 eps": Method(PAPER, {"path": LONGER, "radius": 1.5}, values("beta", 2, 1)),

@@ -41,7 +41,7 @@ SHOWN = {
 }
 """Colour and marker of the methods that are drawn unless others are named."""
 OTHERS = ("#f0e442", "X")
-LEFT, RIGHT, BELOW = 5.0, 2.0, 2.5
+LEFT, RIGHT, BELOW = 5.0, 2.0, 4.0
 """How far from the start panels reach, in points; what lies further off is in the table alone."""
 
 
