@@ -80,7 +80,6 @@ def table(cells: Sequence[dict[str, Any]]) -> None:
     attacked(cells)
     start = next(point for point in points if point.method == START)
     for name, title in (("area", "area"), ("winf", "W_inf")):
-        print()
         compare(points, start.mean("clean"), name, title)
 
 
@@ -101,14 +100,19 @@ def attacked(cells: Sequence[dict[str, Any]]) -> None:
 
 def compare(points: Sequence[Point], clean: float, name: str, title: str) -> None:
     """Print a figure of every method at clean accuracies around one."""
-    shown = Table(f"{title} at clean", *(f"{clean + level:.1f}" for level in LEVELS))
+    rows = []
     for weights in WEIGHTS:
         for method in METHODS:
             curves = curves_of(points, method, weights)
             found = [at_clean(curves, clean + level, name) for level in LEVELS]
             if any(value is not None for value in found):
                 texts = ["" if value is None else f"{value:.1f}" for value in found]
-                shown.row(shown_name({"method": method, "knob": None}, weights), *texts)
+                rows.append((shown_name({"method": method, "knob": None}, weights), *texts))
+    if rows:
+        print()
+        shown = Table(f"{title} at clean", *(f"{clean + level:.1f}" for level in LEVELS))
+        for row in rows:
+            shown.row(*row)
 
 
 def wanted(args: argparse.Namespace) -> Sequence[dict[str, Any]]:
