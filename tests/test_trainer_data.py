@@ -22,6 +22,8 @@ from tests.conftest import digits, on_host, same, weights
 
 (X, Y), (X_TEST, Y_TEST) = digits()
 METHODS = {DistributionalTRADESTrainer: AlgorithmOne, WassersteinMarginTrainer: DualDescent}
+# networks here are untrained
+pytestmark = pytest.mark.filterwarnings("ignore:the network was right on")
 both = pytest.mark.parametrize("kind", METHODS)
 
 
