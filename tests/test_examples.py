@@ -52,7 +52,7 @@ def check(output: str, figure: Path, certified: bool = True) -> None:
     else:
         assert re.search(r"^No certificate: \w+", output, re.M)
     assert re.search(r"^after, margin trainer +\d+\.\d", output, re.M)
-    assert "Under the knapsack, whose search the margin trainer used in short, seed 0:" in output
+    assert "Under the knapsack, whose search the margin trainer used in short, on 20 images, seed 0:" in output
     gains = re.findall(r"^.* gains? [+-]\d+\.\d points, (?:no )?more than noise \(\d+\.\d\)$", output, re.M)
     assert len(gains) == 3
     for name in ("distributional", "margin"):

@@ -237,7 +237,8 @@ def print_table(table: dict[str, Measured], args: argparse.Namespace) -> None:
     for name, (figures, _) in table.items():
         print(f"{name:{width}}", *(f"{figures[column]:15.1f}" for column in columns))
     before, art, ours, margins = table.values()
-    print(f"\nUnder the knapsack, whose search the margin trainer used in short, seed {args.seed}:")
+    images = len(before.distances)
+    print(f"\nUnder the knapsack, whose search the margin trainer used in short, on {images} images, seed {args.seed}:")
     for text, first, second in (
         ("as many epochs more of ART's trainer gain", before, art),
         ("the distributional trainer gains", before, ours),

@@ -176,9 +176,11 @@ class DualDescent(Method):
     def step(self, x: Tensor, y: Tensor, where: str) -> Figures | None:
         """Search the boundary points of a minibatch, and update the network once."""
         labels = indices_of(y)
-        found = self._searched(x, labels)
+        reach = self._reach()
+        with self._updates.frozen(), self._cast():
+            found = boundary(self._logits_of, x, labels, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
         said = self._said(x, found)
-        taus = self._thresholds.update(found.distances, self._reach())
+        taus = self._thresholds.update(found.distances, reach)
         accuracy = dual_accuracy(found.distances, taus[-1], self._eps, self._p)
 
         def outer(clean: Tensor, at_boundary: Tensor) -> tuple[Tensor, Figures]:
@@ -190,12 +192,6 @@ class DualDescent(Method):
             return self._beta * loss + self._share * held, {**figures, "anchor_loss": held}
 
         return self._updates(y, [x, found.x], outer, where, 1 - self._share)
-
-    def _searched(self, x: Tensor, labels: Tensor) -> Boundary:
-        """Search the boundary points of a minibatch."""
-        reach = self._reach()
-        with self._updates.frozen(), self._cast():
-            return boundary(self._logits_of, x, labels, self._r, reach=reach, max_iter=self._max_iter, box=self._box)
 
     def _reach(self) -> Tensor:
         """Return how far boundary points of the next minibatch are searched for, a scalar tensor."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from art_wdro._host import classifier as host
-from art_wdro._solvers.boundary import Boundary, boundary
+from art_wdro._solvers.boundary import Boundary
 from art_wdro.losses import as_float, rivals
 from art_wdro.trainers._augmentation import indices_of
 from art_wdro.trainers._margin import DualDescent
@@ -76,11 +76,8 @@ class HeldMargin(OneSide):
 class _AtBoundary(DualDescent):
     """Max-margin training: eps is the largest margin that is asked for."""
 
-    def _searched(self, x: Tensor, labels: Tensor) -> Boundary:
-        with self._updates.frozen(), self._cast():
-            return boundary(
-                self._logits_of, x, labels, self._r, reach=self._eps, max_iter=self._max_iter, box=self._box
-            )
+    def _reach(self) -> Tensor:
+        return torch.full_like(self._thresholds.values[-1], self._eps)
 
     def _pushed(self, at_boundary: Tensor, labels: Tensor, found: Boundary, taus: Tensor) -> Tensor:
         inside = (found.distances > 0) & (found.distances < self._eps)
